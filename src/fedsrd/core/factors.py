@@ -1,0 +1,192 @@
+"""LoRA factors and their sparse changes, by module name.
+
+A LoRA-adapted linear layer has weight W0 + scale * B A with A (rank, in_features) and B (out_features, rank)
+(Hu et al., arXiv 2106.09685). Only A and B are learnt, and only their changes ("deltas") cross the network.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsrd import rng
+
+Factor = Literal["B", "A"]
+FACTORS: tuple[Factor, Factor] = ("B", "A")
+
+
+class LoraPair(NamedTuple):
+    """The two factors of one module: B (out_features, rank) and A (rank, in_features), float32."""
+
+    B: Tensor
+    A: Tensor
+
+
+Factors = Mapping[str, LoraPair]
+
+
+class ModuleShape(NamedTuple):
+    """One adapted module: its name in the base model and its sizes."""
+
+    name: str
+    out_features: int
+    in_features: int
+    rank: int
+
+
+class Slot(NamedTuple):
+    """One factor of one module: the unit that deltas, masks and payloads are made of."""
+
+    module: str
+    factor: Factor
+
+
+@dataclass(frozen=True)
+class ShapeTable:
+    """What both ends know before anything travels: the adapted modules in order, and so every tensor's shape.
+
+    >>> table = ShapeTable((ModuleShape("q_proj", 6, 4, 2),))
+    >>> dict(table.shapes)
+    {Slot(module='q_proj', factor='B'): (6, 2), Slot(module='q_proj', factor='A'): (2, 4)}
+    >>> table.elements
+    20
+    """
+
+    modules: tuple[ModuleShape, ...]
+
+    @property
+    def shapes(self) -> dict[Slot, tuple[int, int]]:
+        """Every slot's shape, in the order of the wire: module by module, B before A."""
+        found: dict[Slot, tuple[int, int]] = {}
+        for module in self.modules:
+            found[Slot(module.name, "B")] = (module.out_features, module.rank)
+            found[Slot(module.name, "A")] = (module.rank, module.in_features)
+        return found
+
+    @property
+    def elements(self) -> int:
+        """Number of LoRA parameters in all."""
+        return sum((m.out_features + m.in_features) * m.rank for m in self.modules)
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that stand for the table: equal exactly when names, order, shapes and ranks are equal."""
+        hasher = hashlib.blake2b(digest_size=16, person=b"fedsrd-shapes")
+        for name, *sizes in self.modules:
+            raw = name.encode()
+            hasher.update(struct.pack("<4Q", len(raw), *sizes) + raw)
+        return hasher.digest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseTensor:
+    """Some elements of a matrix; all others are zero.
+
+    Attributes:
+        shape: (rows, columns) of the matrix.
+        positions: (count,) int64, row-major, strictly increasing; None when every element is there.
+        values: (count,) float32, in the order of the positions.
+    """
+
+    shape: tuple[int, int]
+    positions: Tensor | None
+    values: Tensor
+
+    @property
+    def elements(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def count(self) -> int:
+        return self.values.numel()
+
+    def dense(self) -> Tensor:
+        """The whole matrix: `shape`, with the values' dtype and device."""
+        if self.positions is None:
+            return self.values.reshape(self.shape)
+        flat = self.values.new_zeros(self.elements)
+        flat[self.positions] = self.values
+        return flat.reshape(self.shape)
+
+    @classmethod
+    def from_mask(cls, matrix: Tensor, mask: Tensor) -> "SparseTensor":
+        """The elements of `matrix` where the bool `mask` (same shape) is True."""
+        positions = mask.reshape(-1).nonzero().squeeze(1)
+        return cls(_shape(matrix), positions, matrix.reshape(-1)[positions])
+
+    @classmethod
+    def from_dense(cls, matrix: Tensor) -> "SparseTensor":
+        """Every element of `matrix`, zeros too."""
+        return cls(_shape(matrix), None, matrix.reshape(-1))
+
+
+Delta = Mapping[Slot, SparseTensor]
+"""A change of the factors. A slot that is not there does not change."""
+
+
+def _shape(matrix: Tensor) -> tuple[int, int]:
+    rows, columns = matrix.shape
+    return rows, columns
+
+
+def initial_factors(table: ShapeTable, seed: int) -> dict[str, LoraPair]:
+    """The common start that both ends expand from a seed: B = 0 and A uniform in +-1/sqrt(in_features), as PEFT's.
+
+    >>> start = initial_factors(ShapeTable((ModuleShape("q_proj", 6, 4, 2),)), seed=0)
+    >>> start["q_proj"].A.shape, bool(start["q_proj"].B.any())
+    (torch.Size([2, 4]), False)
+    """
+    start = {}
+    for module in table.modules:
+        bound = rng.kaiming_bound(module.in_features)
+        values = rng.uniform(module.rank * module.in_features, bound, seed, "initial A", module.name)
+        start[module.name] = LoraPair(
+            torch.zeros(module.out_features, module.rank),
+            torch.from_numpy(values).reshape(module.rank, module.in_features),
+        )
+    return start
+
+
+def slots(factors: Factors) -> Iterator[tuple[Slot, Tensor]]:
+    """Every factor with its slot, in the order of `factors`, B before A."""
+    for name, pair in factors.items():
+        for factor in FACTORS:
+            yield Slot(name, factor), getattr(pair, factor)
+
+
+def add(factors: Factors, delta: Delta) -> dict[str, LoraPair]:
+    """The factors plus a sparse delta. What the delta does not touch is shared with the input, not copied.
+
+    One float32 addition an element, so that every replica that adds the same delta holds the same bits.
+
+    Raises:
+        KeyError: the delta names a module that the factors lack.
+    """
+    result = dict(factors)
+    for slot, sparse in delta.items():
+        moved = getattr(result[slot.module], slot.factor).clone()
+        if sparse.positions is None:
+            moved += sparse.dense()
+        else:
+            moved.view(-1)[sparse.positions] += sparse.values
+        result[slot.module] = result[slot.module]._replace(**{slot.factor: moved})
+    return result
+
+
+def difference(after: Factors, before: Factors) -> dict[Slot, Tensor]:
+    """after - before, slot by slot, dense float32."""
+    return {slot: tensor - getattr(before[slot.module], slot.factor) for slot, tensor in slots(after)}
+
+
+def digest(factors: Factors) -> str:
+    """SHA-256 over names, shapes and float32 bits, in hex: equal exactly when two replicas are equal bit for bit."""
+    hasher = hashlib.sha256()
+    for slot, tensor in slots(factors):
+        raw = f"{slot.module}/{slot.factor}".encode()
+        hasher.update(struct.pack("<3Q", len(raw), *tensor.shape) + raw)
+        hasher.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return hasher.hexdigest()

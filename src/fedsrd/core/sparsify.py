@@ -1,0 +1,123 @@
+"""Sparsify (client): keep the elements of dB and dA that matter most for the full update (arXiv 2510.04601, section 4.1).
+
+After local training the full weight moved by dB A + B' dA, with A from before and B' from after training. One element
+therefore counts with its magnitude times the norm of the vector that it multiplies:
+
+    I(dB[u, v]) = |dB[u, v]| * ||A[v, :]||        I(dA[u, v]) = |dA[u, v]| * ||B'[:, u]||
+
+Each matrix has its own ratio of elements to drop, rho = alpha + 0.1 ln(kurtosis(I)): the heavier the tail, the more of
+the update sits in few elements.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedsrd.core.factors import Factors, Slot, SparseTensor
+
+Rescale = Literal["l1", "none"]
+
+KURTOSIS_SLOPE = 0.1
+KURTOSIS_LIMIT = 0.11
+"""The most that kurtosis adds to rho (the authors' program; the paper gives no bound). It never lowers it: kurtosis >= 1."""
+
+
+def importance(slot: Slot, delta: Tensor, before: Factors, after: Factors) -> Tensor:
+    """How much each element of one factor's delta moves the full weight. Same shape as `delta`, float32, >= 0.
+
+    Args:
+        slot: which factor of which module `delta` belongs to.
+        delta: dB (out_features, rank) or dA (rank, in_features).
+        before: the factors that training started from (its A is used).
+        after: the factors after training (its B is used).
+    """
+    if slot.factor == "B":
+        return delta.abs() * before[slot.module].A.norm(dim=1)
+    return delta.abs() * after[slot.module].B.norm(dim=0).unsqueeze(1)
+
+
+def kurtosis(values: Tensor) -> float:
+    """Pearson's kurtosis, E[(x - mean)^4] / var^2: 3 for a normal distribution. 3 too where all values are equal.
+
+    Values without spread say nothing about tails, so they neither raise nor lower the ratio more than a normal would.
+
+    >>> kurtosis(torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    1.0
+    """
+    # Relative to the largest value: the fourth power of a tiny float32 number would be zero.
+    largest = values.abs().max().item() if values.numel() else 0.0
+    if largest == 0.0 or not math.isfinite(largest):
+        return 3.0
+    scaled = (values / largest).double()
+    squares = (scaled - scaled.mean()).square_()
+    variance = squares.mean().item()
+    if variance < 1e-24:
+        return 3.0
+    return squares.square_().mean().item() / variance**2
+
+
+def adaptive_ratio(scores: Tensor, alpha: float, upper: float) -> float:
+    """rho = alpha + 0.1 ln(kurtosis), the kurtosis term cut at 0.11 and rho at `upper`.
+
+    Args:
+        scores: the importance of one matrix's elements.
+        alpha: base ratio in [0, 1) (the paper: 0.85 to 0.9).
+        upper: largest ratio, below 1, so that every matrix sends something.
+    """
+    term = KURTOSIS_SLOPE * math.log(max(kurtosis(scores), 1.0))
+    return min(alpha + min(term, KURTOSIS_LIMIT), upper)
+
+
+def prune(delta: Tensor, scores: Tensor, ratio: float) -> SparseTensor:
+    """Keeps the elements of `delta` whose score lies above the `ratio`-quantile of all scores.
+
+    Of n elements these are n - 1 - floor(ratio (n - 1)), and at least one. Ties at the threshold go to the first
+    positions, so that the count holds and every device chooses alike; an element that is zero is never kept.
+    Costs one selection of O(n), no sort.
+
+    Args:
+        delta: any matrix, float32.
+        scores: its elements' importance, same shape, no NaN.
+        ratio: share to drop, 0 <= ratio < 1.
+
+    Raises:
+        ValueError: the ratio is not in [0, 1), or the shapes differ.
+
+    >>> prune(torch.tensor([[1.0, -4.0, 2.0, 3.0]]), torch.tensor([[1.0, 4.0, 2.0, 3.0]]), 0.5).dense()
+    tensor([[ 0., -4.,  0.,  3.]])
+    """
+    if not 0.0 <= ratio < 1.0:
+        raise ValueError(f"ratio {ratio}: expected 0 <= ratio < 1")
+    if delta.shape != scores.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} for a delta {tuple(delta.shape)}: expected equal shapes")
+    flat = scores.reshape(-1)
+    below = math.floor(ratio * (flat.numel() - 1))
+    wanted = max(flat.numel() - 1 - below, 1)
+    threshold = flat.kthvalue(min(below, flat.numel() - 1) + 1).values
+    mask = flat > threshold
+    missing = wanted - int(mask.count_nonzero())
+    if missing > 0:
+        mask[(flat == threshold).nonzero().squeeze(1)[:missing]] = True
+    mask &= delta.reshape(-1) != 0
+    return SparseTensor.from_mask(delta, mask)
+
+
+def rescale(sparse: SparseTensor, delta: Tensor, how: Rescale, cap: float) -> SparseTensor:
+    """Gives the kept elements the L1 norm of the whole delta: times min(||delta||_1 / ||kept||_1, cap).
+
+    The authors' program does this and the paper does not say so; without it the average step shrinks to what was
+    kept. It acts like a larger server learning rate, and at very low density it diverges without the cap.
+
+    Args:
+        sparse: what `prune` kept of `delta`.
+        delta: the whole matrix.
+        how: "l1", or "none" to leave the values alone.
+        cap: largest factor, >= 1.
+    """
+    if how == "none" or sparse.count == 0:
+        return sparse
+    kept = sparse.values.abs().sum(dtype=torch.float64)
+    factor = (delta.abs().sum(dtype=torch.float64) / kept).clamp(max=cap)
+    return SparseTensor(sparse.shape, sparse.positions, (sparse.values * factor).float())

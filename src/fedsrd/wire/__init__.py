@@ -1,0 +1,1 @@
+"""Bytes: how updates cross the network. Knows shapes, knows no algorithm."""
