@@ -4,8 +4,8 @@ Rounds count from 1. With R the change that B A should make, odd rounds move B a
 
     odd:   dB = R A^+,  dA = 0           even:  dA = B^+ R,  dB = 0
 
-B comes first: it starts at zero, and the pseudo-inverse of zero would learn nothing. The moved factor is then sparsified at
-random (keep with probability 1 - p, divide by 1 - p), which leaves its expectation as it was.
+B comes first: it starts at zero, and the pseudo-inverse of zero would learn nothing. The moved factor is then
+sparsified at random (keep with probability 1 - p, divide by 1 - p), which leaves its expectation as it was.
 """
 
 import torch
@@ -38,8 +38,9 @@ def pseudo_inverse(matrix: Tensor, cutoff: float = 1e-6, damping: float = 0.0) -
     """
     u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     largest = s.max()
-    inverse = torch.where(s > cutoff * largest, s / (s.square() + (damping * largest).square()), 0.0)
-    return (vh.T * inverse) @ u.T
+    damped = s / (s.square() + (damping * largest).square())
+    inverse: Tensor = (vh.T * torch.where(s > cutoff * largest, damped, 0.0)) @ u.T
+    return inverse
 
 
 def alternate(change: LowRank, pair: LoraPair, factor: Factor, cutoff: float = 1e-6, damping: float = 0.0) -> Tensor:

@@ -178,7 +178,7 @@ def add(factors: Factors, delta: Delta) -> dict[str, LoraPair]:
 
 
 def difference(after: Factors, before: Factors) -> dict[Slot, Tensor]:
-    """after - before, slot by slot, dense float32."""
+    """After - before, slot by slot, dense float32."""
     return {slot: tensor - getattr(before[slot.module], slot.factor) for slot, tensor in slots(after)}
 
 

@@ -1,4 +1,5 @@
-"""Sparsify (client): keep the elements of dB and dA that matter most for the full update (arXiv 2510.04601, section 4.1).
+"""Sparsify (client): keep the elements of dB and dA that matter most for the full update (arXiv 2510.04601, section
+4.1).
 
 After local training the full weight moved by dB A + B' dA, with A from before and B' from after training. One element
 therefore counts with its magnitude times the norm of the vector that it multiplies:
@@ -21,7 +22,8 @@ Rescale = Literal["l1", "none"]
 
 KURTOSIS_SLOPE = 0.1
 KURTOSIS_LIMIT = 0.11
-"""The most that kurtosis adds to rho (the authors' program; the paper gives no bound). It never lowers it: kurtosis >= 1."""
+"""The most that kurtosis adds to rho (the authors' program; the paper gives no bound). It never lowers it: kurtosis >=
+1."""
 
 
 def importance(slot: Slot, delta: Tensor, before: Factors, after: Factors) -> Tensor:
@@ -34,8 +36,10 @@ def importance(slot: Slot, delta: Tensor, before: Factors, after: Factors) -> Te
         after: the factors after training (its B is used).
     """
     if slot.factor == "B":
-        return delta.abs() * before[slot.module].A.norm(dim=1)
-    return delta.abs() * after[slot.module].B.norm(dim=0).unsqueeze(1)
+        norms: Tensor = torch.linalg.vector_norm(before[slot.module].A, dim=1)
+        return delta.abs() * norms
+    norms = torch.linalg.vector_norm(after[slot.module].B, dim=0)
+    return delta.abs() * norms.unsqueeze(1)
 
 
 def kurtosis(values: Tensor) -> float:
@@ -59,7 +63,7 @@ def kurtosis(values: Tensor) -> float:
 
 
 def adaptive_ratio(scores: Tensor, alpha: float, upper: float) -> float:
-    """rho = alpha + 0.1 ln(kurtosis), the kurtosis term cut at 0.11 and rho at `upper`.
+    """Rho = alpha + 0.1 ln(kurtosis), the kurtosis term cut at 0.11 and rho at `upper`.
 
     Args:
         scores: the importance of one matrix's elements.

@@ -1,0 +1,184 @@
+"""The command line: parse, call, print. Heavy libraries are imported inside the commands that need them."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedsrd import __version__
+from fedsrd.errors import FedSRDError
+
+app = typer.Typer(
+    name="fedsrd",
+    help="Fine-tune LLMs together on data that never leaves its owner.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="The data sets that come with the embedded default.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Runs the command line; the user's mistakes end in one message and a non-zero exit code."""
+    # Tokenizers forks no threads of its own in our processes; its warning about it helps nobody.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except FedSRDError as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader went away (`fedsrd data list | head`): nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"fedsrd {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe in TOML; without one, the embedded default.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as training.steps=8.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; default runs/NAME-DATE-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out after its last round.")] = False,
+    keep_payloads: Annotated[
+        bool, typer.Option("--keep-payloads", help="Keep every payload under DIR/payloads, for `fedsrd inspect`.")
+    ] = False,
+) -> None:
+    """Run a federation in this process: every client trains in turn, only bytes pass between them."""
+    from rich.console import Console
+
+    from fedsrd import recipe as recipes
+    from fedsrd.federation.runfolder import RunFolder
+
+    console = Console()
+    if resume and out is None:
+        _fail("--resume: which run? Name its folder with --out", 2)
+    own = resume and recipe is None and not overrides and out is not None
+    folder = RunFolder(out) if out is not None else None
+    chosen = folder.stored_recipe() if own and folder is not None else recipes.load(recipe, overrides or [])
+    if folder is None:
+        folder = RunFolder(Path("runs") / f"{chosen.name}-{_now()}")
+    console.print(
+        f"[bold]{chosen.method['name']}[/bold]: {len(chosen.clients)} clients, {chosen.rounds} rounds, "
+        f"{chosen.model.id}; into {folder.path}",
+        highlight=False,
+    )
+    try:
+        _run(console, chosen, folder, resume, keep_payloads)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nStopped. Continue after the last complete round with:\n  fedsrd run --resume --out {folder.path}"
+        )
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bool) -> None:
+    from fedsrd.report import terminal
+
+    with terminal.RunDisplay(console, recipe.rounds) as display:
+        display.say("Checking folder, data and model")
+        from fedsrd.federation import local
+
+        prepared = local.prepare(recipe, folder, resume=resume, observer=display)
+        summary = local.run(prepared, display, keep_payloads=keep_payloads)
+    records = [json.loads(line) for line in (folder.path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    console.print(terminal.rounds_table(records))
+    if summary["final"] is not None:
+        console.print(terminal.quality_table(summary))
+    console.print(terminal.totals(summary), highlight=False)
+    console.print(
+        f"Adapter: {folder.adapter}  (PeftModel.from_pretrained(base_model, {str(folder.adapter)!r}))", highlight=False
+    )
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A payload: an uplink, a downlink or a start.")],
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", help="Its run, for the shapes; default: the run that the file lies in.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a payload holds (`fedsrd run --keep-payloads` writes them)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedsrd.federation.runfolder import RunFolder
+    from fedsrd.wire.inspect import inspect_payload
+
+    try:
+        payload = file.read_bytes()
+    except OSError as error:
+        _fail(f"{file}: cannot be read: {error.strerror}", 2)
+    folders = [run_folder] if run_folder else file.resolve().parents
+    home = next((RunFolder(folder) for folder in folders if RunFolder(folder).recipe_file.is_file()), None)
+    if home is None and run_folder is not None:
+        _fail(f"{run_folder}: holds no run (it has no recipe.toml)", 2)
+    found = inspect_payload(payload, home.shape_table() if home else None)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    if home is None and found["kind"] != "start":
+        typer.echo("Header only: name the run with --run DIR to see the elements.", err=True)
+    slots = found.pop("slots", {})
+    table = Table(title=str(file), show_header=False)
+    for key, value in found.items():
+        table.add_row(key.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
+    Console().print(table)
+    if slots:
+        table = Table("tensor", "density", title="Density by tensor")
+        for name, density in slots.items():
+            table.add_row(name, f"{density:.2%}")
+        Console().print(table)
+
+
+@data_app.command("list")
+def data_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the embedded data sets with count, licence, version and citation (fetches them the first time)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedsrd.data import catalog
+
+    rows = catalog.describe(lambda text: typer.echo(text, err=True))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2, default=vars))
+        return
+    console = Console()
+    table = Table(title="Embedded data sets", show_lines=True)
+    for column in ("name", "role", "train", "test", "licence", "version", "source and citation"):
+        table.add_column(column, justify="right" if column in ("train", "test") else "left", overflow="fold")
+    for row in rows:
+        citation = "\n".join(filter(None, (row["source"], row["citation"], row["note"])))
+        table.add_row(
+            row["name"], row["role"], str(row["train"]), str(row["test"]), row["licence"], row["version"], citation
+        )
+    console.print(table)
+
+
+def _now() -> str:
+    import time
+
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+def _fail(message: str, code: int) -> Any:
+    typer.echo(f"fedsrd: {message}", err=True)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Response NLL: the mean negative log-likelihood of a response token, in nats, given prompt and earlier response.
+
+It is the metric that separates methods on a 135M model, where multiple choice is near chance.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from fedsrd.data.prompt import Encoded
+from fedsrd.training.batches import collate, response_loss
+from fedsrd.training.models import AdaptedModel
+
+
+def response_nll(adapted: AdaptedModel, examples: Sequence[Encoded], batch_size: int) -> float:
+    """Mean NLL of all response tokens of the examples, in nats, for the adapter as it is set.
+
+    Args:
+        adapted: the model; it is left in evaluation mode.
+        examples: at least one.
+        batch_size: sequences a batch; batches are made of similar lengths, to spare padding.
+    """
+    ordered = sorted(examples, key=lambda e: (len(e.prompt) + len(e.response), e.prompt, e.response))
+    total, tokens = 0.0, 0
+    adapted.model.eval()
+    with torch.inference_mode():
+        for at in range(0, len(ordered), batch_size):
+            batch = collate(ordered[at : at + batch_size], pad_id=adapted.tokenizer.eos_token_id or 0)
+            total += response_loss(adapted.model, batch, adapted.device).item()
+            tokens += batch.response_tokens
+    return total / max(tokens, 1)
+
+
+def evaluate(
+    adapted: AdaptedModel,
+    sets: Mapping[str, Sequence[Encoded]],
+    batch_size: int,
+    on_set: Callable[[str], None] = lambda _: None,
+) -> dict[str, float]:
+    """Response NLL of every set, by name."""
+    found = {}
+    for name, examples in sets.items():
+        on_set(name)
+        found[name] = response_nll(adapted, examples, batch_size)
+    return found

@@ -1,0 +1,60 @@
+"""What crosses between client and server. Updates are bytes of `wire`; the rest is small and typed."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """To every client, once: the seed of the common start (a start payload) and the digest of its expansion."""
+
+    payload: bytes
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTask:
+    """To a client: train this round from this version of the global state, whose digest must be this."""
+
+    round: int
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """From a client: its update as an uplink payload.
+
+    Attributes:
+        client: its name.
+        round: the round of the task.
+        examples: number of its training examples, for weighting.
+        payload: the uplink.
+        loss: mean training loss a response token, in nats.
+        seconds: by phase: train, sparsify, encode.
+    """
+
+    client: str
+    round: int
+    examples: int
+    payload: bytes
+    loss: float
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """From a client, or about one: nothing usable this round, and why."""
+
+    client: str
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """To every client: the round's downlink payload, the version that it leads to, and that state's digest."""
+
+    round: int
+    version: int
+    payload: bytes
+    digest: str

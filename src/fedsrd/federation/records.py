@@ -1,0 +1,115 @@
+"""What a run writes about itself: the object of one round, and the summary of all."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedsrd.core.factors import Delta, ShapeTable
+from fedsrd.federation.server import Closed
+from fedsrd.recipe import Recipe
+
+Record = dict[str, Any]
+
+
+def group_of(module: str) -> str:
+    """The group of a module: the last part of its name, such as q_proj, which all layers share."""
+    return module.rpartition(".")[2]
+
+
+def density(deltas: Iterable[Delta], table: ShapeTable) -> dict[str, float]:
+    """Share of elements that travel, by module group and factor (such as "q_proj.B"), the mean over the deltas.
+
+    Groups of which nothing travels are left out.
+    """
+    sent: dict[str, int] = {}
+    whole: dict[str, int] = {}
+    for delta in deltas:
+        for slot, (rows, columns) in table.shapes.items():
+            key = f"{group_of(slot.module)}.{slot.factor}"
+            whole[key] = whole.get(key, 0) + rows * columns
+            if slot in delta:
+                sent[key] = sent.get(key, 0) + delta[slot].count
+    return {key: round(count / whole[key], 6) for key, count in sent.items()}
+
+
+def start_record(start_bytes: int, clients: Sequence[str], state_digest: str, quality: Mapping[str, float]) -> Record:
+    """Round 0: the start that every client got, and the base model's quality."""
+    return {
+        "round": 0,
+        "digest": state_digest,
+        "bytes_up": {},
+        "bytes_down": dict.fromkeys(clients, start_bytes),
+        "eval": dict(quality),
+    }
+
+
+def round_record(
+    closed: Closed,
+    clients: Sequence[str],
+    table: ShapeTable,
+    seconds: Mapping[str, float],
+    quality: Mapping[str, float],
+) -> Record:
+    """One round's object in rounds.jsonl. Bytes are lengths of real payloads; seconds are summed over clients."""
+    losses = {update.client: round(update.loss, 6) for update in closed.accepted}
+    moved = sorted({slot.factor for slot in closed.downlink})
+    return {
+        "round": closed.broadcast.round,
+        "digest": closed.broadcast.digest,
+        "factor_down": "".join(reversed(moved)),
+        "bytes_up": {update.client: len(update.payload) for update in closed.accepted},
+        "bytes_down": dict.fromkeys(clients, len(closed.broadcast.payload)),
+        "density_up": density(closed.uplinks.values(), table),
+        "density_down": density([closed.downlink], table),
+        "seconds": {phase: round(value, 4) for phase, value in seconds.items()},
+        "train_loss": sum(losses.values()) / len(losses),
+        "train_loss_by_client": losses,
+        "rejected": {failure.client: failure.reason for failure in closed.rejected},
+        "eval": dict(quality),
+    }
+
+
+def summarise(recipe: Recipe, table: ShapeTable, records: Sequence[Record]) -> Record:
+    """The content of summary.json.
+
+    Ratios compare all bytes, up and down, with sending every LoRA parameter both ways to every client in every round.
+    """
+    up = sum(sum(record["bytes_up"].values()) for record in records)
+    down = sum(sum(record["bytes_down"].values()) for record in records)
+    rounds = len(records) - 1
+    values = 2 * table.elements * len(recipe.clients) * rounds
+    measured = [record["eval"] for record in records if record["eval"]]
+    in_domain = [entry.name for entry in recipe.evaluation.sets if entry.in_domain]
+    outside = [entry.name for entry in recipe.evaluation.sets if not entry.in_domain]
+
+    def averages(quality: Mapping[str, float]) -> Record:
+        return {
+            "by_set": dict(quality),
+            "in_domain": _mean([quality[name] for name in in_domain if name in quality]),
+            "out_of_domain": _mean([quality[name] for name in outside if name in quality]),
+        }
+
+    phases: dict[str, float] = {}
+    for record in records:
+        for phase, value in record.get("seconds", {}).items():
+            phases[phase] = round(phases.get(phase, 0.0) + value, 4)
+    return {
+        "name": recipe.name,
+        "method": recipe.method["name"],
+        "seed": recipe.seed,
+        "rounds": rounds,
+        "clients": len(recipe.clients),
+        "parameters": table.elements,
+        "bytes_up": up,
+        "bytes_down": down,
+        "ratio_to_dense_float32": (up + down) / (4 * values) if values else None,
+        "ratio_to_dense_bfloat16": (up + down) / (2 * values) if values else None,
+        "seconds": phases,
+        "metric": "response NLL, nats a token",
+        "base": averages(measured[0]) if measured else None,
+        "final": averages(measured[-1]) if measured else None,
+        "digest": records[-1]["digest"],
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

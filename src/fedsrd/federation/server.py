@@ -1,0 +1,129 @@
+"""The server: holds the global factors, takes updates, makes the broadcast. Knows no model, only the shape table."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fedsrd.core.factors import Delta, Factors, LoraPair, ShapeTable, digest, initial_factors
+from fedsrd.errors import FederationError, PayloadError
+from fedsrd.federation.messages import Broadcast, Failure, Start, TrainTask, Update
+from fedsrd.methods import Method, ServerStep
+from fedsrd.wire import payload as wire
+
+Weighting = Literal["uniform", "examples"]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A closed round.
+
+    Attributes:
+        broadcast: what every client must now apply.
+        accepted: the updates that went in.
+        rejected: the clients left out, and why.
+        uplinks: the accepted deltas by client, as received.
+        downlink: the broadcast delta, as the clients will read it.
+        seconds: by phase: decode, server, broadcast.
+    """
+
+    broadcast: Broadcast
+    accepted: list[Update]
+    rejected: list[Failure]
+    uplinks: dict[str, Delta]
+    downlink: Delta
+    seconds: dict[str, float]
+
+
+class Server:
+    """The server's side of the federation.
+
+    Attributes:
+        factors: the global factors.
+        version: how many rounds they hold.
+    """
+
+    def __init__(self, table: ShapeTable, method: Method, weighting: Weighting, seed: int) -> None:
+        self.factors: dict[str, LoraPair] = initial_factors(table, seed)
+        self.version = 0
+        self._table = table
+        self._method = method
+        self._weighting = weighting
+        self._seed = seed
+
+    def restore(self, factors: Factors, version: int) -> None:
+        """Continues from a checkpoint."""
+        self.factors, self.version = dict(factors), version
+
+    def start(self) -> Start:
+        """The message that gives a new client the common start, in a few bytes."""
+        start = initial_factors(self._table, self._seed)
+        return Start(wire.encode_start(self._seed, self._table), digest(start))
+
+    def task(self) -> TrainTask:
+        """The next round's task."""
+        return TrainTask(self.version + 1, self.version, digest(self.factors))
+
+    def close_round(self, answers: Sequence[Update | Failure]) -> Closed:
+        """Checks the answers, aggregates the good ones, and moves to the next version.
+
+        An update that is damaged, of another round or version, or not finite is left out of the round and named.
+
+        Raises:
+            FederationError: no update is usable, or the aggregate is not finite. The state stays as it was.
+        """
+        round_number = self.version + 1
+        began = time.perf_counter()
+        accepted: list[Update] = []
+        rejected: list[Failure] = []
+        uplinks: dict[str, Delta] = {}
+        for answer in answers:
+            if isinstance(answer, Failure):
+                rejected.append(answer)
+                continue
+            try:
+                uplinks[answer.client] = self._read(answer, round_number)
+                accepted.append(answer)
+            except PayloadError as error:
+                rejected.append(Failure(answer.client, round_number, str(error)))
+        if not accepted:
+            reasons = "; ".join(f"{failure.client}: {failure.reason}" for failure in rejected) or "nobody answered"
+            raise FederationError(f"round {round_number}: no client sent a usable update ({reasons})")
+        decoded = time.perf_counter()
+        deltas = [uplinks[update.client] for update in accepted]
+        made = self._method.server_update(
+            self.factors, deltas, self._weights(accepted), ServerStep(round_number, self._seed)
+        )
+        if not wire.is_finite(made):
+            raise FederationError(f"round {round_number}: the aggregate has NaN or infinite values; state kept")
+        aggregated = time.perf_counter()
+        payload = wire.encode_delta(made, self._table, wire.Kind.DOWNLINK, round_number, self.version)
+        # The server applies what it sent, as the clients will read it: one state, whatever the coding rounds.
+        _, downlink = wire.decode_delta(payload, self._table)
+        self.factors = self._method.apply(self.factors, downlink)
+        self.version = round_number
+        seconds = {
+            "decode": decoded - began,
+            "server": aggregated - decoded,
+            "broadcast": time.perf_counter() - aggregated,
+        }
+        broadcast = Broadcast(round_number, self.version, payload, digest(self.factors))
+        return Closed(broadcast, accepted, rejected, uplinks, downlink, seconds)
+
+    def _read(self, update: Update, round_number: int) -> Delta:
+        header, delta = wire.decode_delta(update.payload, self._table)
+        got = (header.kind, header.round, header.version)
+        if got != (wire.Kind.UPLINK, round_number, self.version):
+            raise PayloadError(
+                f"a {header.kind.name.lower()} of round {header.round} for version {header.version}: "
+                f"expected an uplink of round {round_number} for version {self.version}"
+            )
+        if not wire.is_finite(delta):
+            raise PayloadError("the update has NaN or infinite values")
+        if update.examples < 1:
+            raise PayloadError(f"the client says that it has {update.examples} examples")
+        return delta
+
+    def _weights(self, accepted: Sequence[Update]) -> list[float]:
+        counts = [update.examples if self._weighting == "examples" else 1 for update in accepted]
+        return [count / sum(counts) for count in counts]

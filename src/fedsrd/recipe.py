@@ -1,0 +1,240 @@
+"""One typed description of a run: TOML in, checked, resolved, TOML out.
+
+Same recipe and seed, same bytes: whatever changes a run's result stands here and nowhere else.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedsrd.errors import RecipeError
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """The frozen base model: a Hugging Face id, a folder, or "embedded:smollm2-135m"."""
+
+    id: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    device: str = "auto"
+    gradient_checkpointing: bool = False
+
+
+class LoraSection(_Section):
+    """The adapter: weight W0 + (alpha / rank) B A on every target."""
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+
+
+class TrainingSection(_Section):
+    """One client's local fine-tuning in one round; AdamW, fresh each round, constant rate."""
+
+    steps: Positive = 10
+    batch_size: Positive = 4
+    accumulation: Positive = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_length: Annotated[int, Field(ge=8)] = 512
+    prompt: Literal["chat", "alpaca", "plain"] = "chat"
+
+
+class DataSection(_Section):
+    """Where examples are: "embedded:NAME", a JSONL, Parquet or CSV file, a folder, or a Hugging Face data set id."""
+
+    source: Annotated[str, Field(min_length=1)]
+    split: str = "train"
+    columns: dict[str, str] = {}
+    template: str | None = None
+    limit: Positive | None = None
+
+
+class ClientSection(_Section):
+    """One client and its private data."""
+
+    name: Name
+    data: DataSection
+
+
+class EvaluationSet(_Section):
+    """One held-out set. In-domain sets are averaged apart from the others."""
+
+    name: Name
+    data: DataSection
+    in_domain: bool = True
+
+
+class EvaluationSection(_Section):
+    """How quality is measured: the mean negative log-likelihood of the response's tokens, set by set."""
+
+    every: NotNegative = 0
+    examples: Positive = 32
+    batch_size: Positive = 8
+    sets: list[EvaluationSet] = []
+
+
+class Recipe(_Section):
+    """A whole run. `environment` records the libraries' versions of a finished run and is ignored on input."""
+
+    name: Name = "run"
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    rounds: Positive = 10
+    weighting: Literal["uniform", "examples"] = "uniform"
+    model: ModelSection
+    lora: LoraSection = LoraSection()
+    training: TrainingSection = TrainingSection()
+    method: dict[str, Any] = {"name": "fedsrd"}
+    clients: Annotated[list[ClientSection], Field(min_length=1)]
+    evaluation: EvaluationSection = EvaluationSection()
+    environment: dict[str, str] = {}
+
+    @field_validator("method")
+    @classmethod
+    def _resolve_method(cls, given: dict[str, Any]) -> dict[str, Any]:
+        from fedsrd import methods
+
+        if not isinstance(given.get("name"), str):
+            raise ValueError(f"expected name = one of {', '.join(methods.names())}")
+        kind = methods.get(given["name"]).Options
+        options = {key: value for key, value in given.items() if key != "name"}
+        _refuse_unknown(options, list(kind.model_fields), "method")
+        try:
+            return {"name": given["name"], **kind.model_validate(options).model_dump()}
+        except ValidationError as error:
+            raise RecipeError("\n".join(_explain(error, "method."))) from None
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Recipe":
+        for what, found in (("clients", self.clients), ("evaluation.sets", self.evaluation.sets)):
+            seen: set[str] = set()
+            for entry in found:
+                if entry.name in seen:
+                    raise ValueError(f"{what}: two are called {entry.name!r}; give each its own name")
+                seen.add(entry.name)
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything but the environment, defaults filled in: what two runs must share to be the same run."""
+        return self.model_dump(exclude={"environment"}, exclude_none=True)
+
+    def to_toml(self, environment: Mapping[str, str]) -> str:
+        """The resolved recipe as TOML, with the versions of what ran it."""
+        return tomli_w.dumps({**self.resolved(), "environment": dict(environment)})
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe, or the embedded default when `path` is None, with `key=value` overrides on top.
+
+    Args:
+        path: a TOML file.
+        overrides: such as "training.steps=8" or "clients.0.name=ward"; values are TOML, else text.
+
+    Raises:
+        RecipeError: the file is missing or no TOML, a key is unknown (the nearest known one is named), or a value has
+            the wrong type or range.
+    """
+    if path is None:
+        text = resources.files("fedsrd").joinpath("recipes/embedded.toml").read_text(encoding="utf-8")
+        where = "the embedded recipe"
+    else:
+        where = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RecipeError(f"{path}: no such file; expected a recipe in TOML") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where}: not valid TOML: {error}") from None
+    for override in overrides:
+        _override(tree, override)
+    return parse(tree, where)
+
+
+def parse(tree: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from a parsed TOML tree. Raises RecipeError as `load`."""
+    for keys, known, prefix in _tables(Recipe, tree, ""):
+        _refuse_unknown(keys, known, prefix)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError("\n".join([f"{where} is not a valid recipe:", *_explain(error, "")])) from None
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, raw = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"--set {override!r}: expected key=value, such as training.steps=8")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    node: Any = tree
+    try:
+        for part in parts[:-1]:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        last = parts[-1]
+        if isinstance(node, list):
+            node[int(last)] = value
+        else:
+            node[last] = value
+    except (ValueError, IndexError, AttributeError, TypeError):
+        raise RecipeError(f"--set {override!r}: the recipe has nothing at {key.strip()!r}") from None
+
+
+def _tables(model: type[BaseModel], tree: Any, prefix: str) -> Iterator[tuple[Mapping[str, Any], list[str], str]]:
+    """Every table of the tree that a section describes: its keys, the known ones, and its dotted name."""
+    if not isinstance(tree, Mapping):
+        return
+    yield tree, list(model.model_fields), prefix
+    for key, field in model.model_fields.items():
+        inner = field.annotation
+        nested = tree.get(key)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _tables(inner, nested, f"{prefix}.{key}".strip("."))
+        elif isinstance(nested, list):
+            entry = next((arg for arg in getattr(inner, "__args__", ()) if isinstance(arg, type)), None)
+            if entry is not None and issubclass(entry, BaseModel):
+                for index, item in enumerate(nested):
+                    yield from _tables(entry, item, f"{prefix}.{key}.{index}".strip("."))
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            raise RecipeError(f"unknown key {'.'.join(filter(None, (prefix, key)))!r}: {hint}")
+
+
+def _explain(error: ValidationError, prefix: str) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        key = prefix + ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "missing":
+            lines.append(f"  {key}: missing")
+        else:
+            given = "" if isinstance(problem["input"], dict | list | BaseModel) else f" = {problem['input']!r}"
+            place = f"{key}{given}: " if key else ""
+            lines.append(f"  {place}{problem['msg'].removeprefix('Value error, ')}")
+    return lines

@@ -1,0 +1,133 @@
+"""The terminal: live progress of a run, and the closing tables."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+Record = dict[str, Any]
+
+PHASES = ("train", "sparsify", "encode", "decode", "server", "broadcast", "apply", "evaluate")
+
+
+class RunDisplay:
+    """Shows a run as it goes: one line a round that stays, one line of progress that moves.
+
+    Use as a context manager. Without a terminal there are only the lines that stay.
+    """
+
+    def __init__(self, console: Console, rounds: int) -> None:
+        self.console = console
+        self._rounds = rounds
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("preparing", total=rounds, detail="", start=True)
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> "RunDisplay":
+        """Starts the moving line."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Takes the moving line away."""
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self._progress.console.print(f"[dim]{time.perf_counter() - self._began:6.1f} s[/dim]  {text}", highlight=False)
+
+    def warn(self, text: str) -> None:
+        """One loud line that stays."""
+        self._progress.console.print(f"[bold red]warning[/bold red]   {text}", highlight=False)
+
+    def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
+        """Moves the moving line."""
+        text = f"round {round_number}/{self._rounds}  {what}"
+        self._progress.update(self._task, description=text, detail=f"{done}/{total} {detail}")
+
+    def round_done(self, record: Record) -> None:
+        """One line about a complete round."""
+        number = record["round"]
+        self._progress.update(self._task, completed=number)
+        quality = "".join(f"  {name} {value:.3f}" for name, value in record["eval"].items())
+        if number == 0:
+            self.say(f"start{quality and '    NLL' + quality}")
+            return
+        up, down = (_mean(record[key].values()) for key in ("bytes_up", "bytes_down"))
+        self.say(
+            f"round {number}/{self._rounds}  loss {record['train_loss']:.3f}  "
+            f"up {amount(up)}  down {amount(down)} ({record['factor_down']}) a client"
+            f"{quality and '  NLL' + quality}"
+        )
+
+
+def amount(count: float) -> str:
+    """Bytes for people: B, KiB or MiB.
+
+    >>> amount(980_000)
+    '957.0 KiB'
+    """
+    if count < 1024:
+        return f"{count:.0f} B"
+    return f"{count / 1024:.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.2f} MiB"
+
+
+def rounds_table(records: list[Record]) -> Table:
+    """One line a round: bytes a client up and down, seconds of each phase, training loss."""
+    table = Table(title="Rounds (bytes: serialized, mean a client; seconds: all clients together)")
+    for column in ("round", "up", "down", *PHASES, "loss"):
+        table.add_column(column, justify="right")
+    for record in records:
+        seconds = record.get("seconds", {})
+        table.add_row(
+            str(record["round"]),
+            amount(_mean(record["bytes_up"].values())),
+            f"{amount(_mean(record['bytes_down'].values()))} {record.get('factor_down', '')}",
+            *(f"{seconds[phase]:.2f}" if phase in seconds else "" for phase in PHASES),
+            f"{record['train_loss']:.3f}" if "train_loss" in record else "",
+        )
+    return table
+
+
+def quality_table(summary: Record) -> Table:
+    """Held-out quality of each domain before and after."""
+    table = Table(title=f"Held-out quality ({summary['metric']}; lower is better)")
+    for column in ("set", "base", "after", "change"):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    base, final = summary["base"], summary["final"]
+    rows = [(name, base["by_set"][name], final["by_set"].get(name)) for name in base["by_set"]]
+    rows += [(f"mean {key.replace('_', ' ')}", base[key], final[key]) for key in ("in_domain", "out_of_domain")]
+    for name, before, after in rows:
+        if before is not None and after is not None:
+            table.add_row(name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+    return table
+
+
+def totals(summary: Record) -> str:
+    """What was sent in all, against dense averaging."""
+    whole = summary["bytes_up"] + summary["bytes_down"]
+    text = f"Sent {amount(summary['bytes_up'])} up and {amount(summary['bytes_down'])} down, {amount(whole)} in all"
+    if summary["ratio_to_dense_float32"] is None:
+        return text
+    return (
+        f"{text}: {summary['ratio_to_dense_float32']:.1%} of dense float32, "
+        f"{summary['ratio_to_dense_bfloat16']:.1%} of dense bfloat16"
+    )
+
+
+def _mean(values: Any) -> float:
+    found = list(values)
+    return sum(found) / len(found) if found else 0.0

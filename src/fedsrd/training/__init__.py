@@ -1,0 +1,1 @@
+"""Local fine-tuning of one client: base models, their LoRA adapter, supervised fine-tuning."""

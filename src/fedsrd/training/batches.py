@@ -1,0 +1,87 @@
+"""Batches for a causal language model whose loss counts the response only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsrd import rng
+from fedsrd.data.prompt import Encoded
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences aligned at their ends.
+
+    Attributes:
+        ids: (batch, length) int64 token ids, padded on the left.
+        mask: (batch, length) int64, 0 on padding.
+        positions: (batch, length) int64, counted from each sequence's first token.
+        labels: (batch, longest response) int64: the last tokens, IGNORED where not of a response.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    labels: Tensor
+
+    @property
+    def response_tokens(self) -> int:
+        return int((self.labels != IGNORED).sum())
+
+
+def collate(examples: Sequence[Encoded], pad_id: int) -> Batch:
+    """Pads on the left, so that all responses end together and logits are needed for the last positions only.
+
+    Masks go by length, never by the padding's id: many tokenizers pad with their end-of-text token.
+    """
+    length = max(len(e.prompt) + len(e.response) for e in examples)
+    longest = max(len(e.response) for e in examples)
+    ids = torch.full((len(examples), length), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    labels = torch.full((len(examples), longest), IGNORED, dtype=torch.int64)
+    for row, example in enumerate(examples):
+        tokens = [*example.prompt, *example.response]
+        ids[row, length - len(tokens) :] = torch.tensor(tokens)
+        mask[row, length - len(tokens) :] = 1
+        labels[row, longest - len(example.response) :] = torch.tensor(example.response)
+    return Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), labels)
+
+
+def response_loss(model: Any, batch: Batch, device: torch.device) -> Tensor:
+    """Sum over the batch's response tokens of their negative log-likelihood, a scalar in nats, float32.
+
+    The logits of the prompt are never computed.
+    """
+    keep = batch.labels.shape[1] + 1
+    output = model(
+        input_ids=batch.ids.to(device),
+        attention_mask=batch.mask.to(device),
+        position_ids=batch.positions.to(device),
+        logits_to_keep=keep,
+        use_cache=False,
+    )
+    logits = output.logits[:, -keep:-1].flatten(0, 1).float()
+    return torch.nn.functional.cross_entropy(
+        logits, batch.labels.to(device).flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def draw(count: int, wanted: int, start: int, seed: int, *names: str | int) -> list[int]:
+    """`wanted` indices into `count` examples, from place `start` of an endless sequence of shuffled epochs.
+
+    Every example comes once an epoch. The sequence follows from the seed and the names alone, so a run that resumes,
+    or a client that missed a round, sees the same batches as if nothing had happened.
+    """
+    found: list[int] = []
+    place = start
+    while len(found) < wanted:
+        epoch, offset = divmod(place, count)
+        order = rng.generator(seed, "data order", *names, epoch).permutation(count)
+        found += order[offset : offset + wanted - len(found)].tolist()
+        place = start + len(found)
+    return found

@@ -1,0 +1,270 @@
+"""Base models with a LoRA adapter whose factors can be set and read: the only place that knows PEFT's names."""
+
+import contextlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsrd.core.factors import FACTORS, Factor, Factors, LoraPair, ModuleShape, ShapeTable
+from fedsrd.errors import ModelError
+from fedsrd.packages import Say, silent
+from fedsrd.training import embedded
+
+_PEFT_PREFIX = "base_model.model."
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No progress bars, advice or warnings of the model libraries inside: what the user must know, we say."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hub.setLevel(hub_level)
+        transformers_logging.set_verbosity(level)
+
+
+def lora_config(rank: int, alpha: float, dropout: float, targets: str | Sequence[str]) -> Any:
+    """PEFT's LoraConfig for a causal language model."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
+        lora_dropout=dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+
+
+def shape_table(model_id: str, lora: Any, revision: str | None = None, say: Say = silent) -> ShapeTable:
+    """The adapted modules of a model, from its config alone: no weights are read (meta device).
+
+    Args:
+        model_id: a Hugging Face id, a folder, or an embedded model.
+        lora: as `lora_config` makes it.
+        revision: the hub's revision, if any.
+        say: told what takes long.
+
+    Raises:
+        ModelError: the model cannot be found, is no causal language model, has no layer to adapt, or has one that is
+            smaller than the rank.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = embedded.resolve(model_id, say)
+    with quiet_libraries(), _explained(model_id):
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    adapted = _adapt(model, lora, model_id, on_meta=True)
+    table = ShapeTable(tuple(_module_shapes(adapted)))
+    for module in table.modules:
+        if module.rank > min(module.out_features, module.in_features):
+            raise ModelError(
+                f"lora.rank = {module.rank}: larger than layer {module.name} "
+                f"({module.out_features} x {module.in_features}); choose at most "
+                f"{min(min(m.out_features, m.in_features) for m in table.modules)}"
+            )
+    return table
+
+
+class AdaptedModel:
+    """A base model with its adapter and tokenizer, on one device; factors go in and come out as float32 CPU tensors.
+
+    Attributes:
+        model: the PEFT model.
+        tokenizer: the base model's tokenizer.
+        device: where it computes.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = device
+        self._layers: dict[str, Any] = dict(_lora_layers(model))
+
+    @classmethod
+    def load(
+        cls,
+        model_id: str,
+        lora: Any,
+        *,
+        revision: str | None = None,
+        dtype: str = "bfloat16",
+        device: str = "auto",
+        gradient_checkpointing: bool = False,
+        say: Say = silent,
+    ) -> "AdaptedModel":
+        """Loads base weights and attaches a fresh adapter.
+
+        Raises:
+            ModelError: as `shape_table`; the device is not there; or the weights cannot be read.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        place = pick_device(device)
+        source = embedded.resolve(model_id, say)
+        with quiet_libraries(), _explained(model_id):
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, dtype))
+        model.to(place)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        _contiguous_head(model)
+        adapted = _adapt(model, lora, model_id, on_meta=False)
+        for _, layer in _lora_layers(adapted):
+            for pair in (layer.lora_A, layer.lora_B):
+                pair["default"].float()
+        return cls(adapted, tokenizer, place)
+
+    def set_factors(self, factors: Factors) -> None:
+        """Copies the factors into the adapter."""
+        with torch.no_grad():
+            for name, pair in factors.items():
+                self._weight(name, "B").copy_(pair.B)
+                self._weight(name, "A").copy_(pair.A)
+
+    def factors(self) -> dict[str, LoraPair]:
+        """A copy of the adapter's factors, float32, on the CPU."""
+        return {
+            name: LoraPair(
+                *(self._weight(name, factor).detach().to("cpu", torch.float32, copy=True) for factor in FACTORS)
+            )
+            for name in self._layers
+        }
+
+    def parameters(self, trained: Sequence[Factor]) -> list[Tensor]:
+        """The adapter's parameters of the factors that train; the others are frozen from now on."""
+        for name in self._layers:
+            for factor in FACTORS:
+                self._weight(name, factor).requires_grad_(factor in trained)
+        return [self._weight(name, factor) for name in self._layers for factor in FACTORS if factor in trained]
+
+    def _weight(self, name: str, factor: Factor) -> Tensor:
+        layer = self._layers[name]
+        weight: Tensor = (layer.lora_A if factor == "A" else layer.lora_B)["default"].weight
+        return weight
+
+
+def adapter_config(lora: Any, model_id: str, revision: str | None) -> str:
+    """PEFT's adapter_config.json for `lora` on a base model, as text."""
+    found = lora.to_dict()
+    found.update(base_model_name_or_path=embedded.resolve(model_id), revision=revision, inference_mode=True)
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in found.items()}
+    return json.dumps(plain, indent=2, sort_keys=True, default=str)
+
+
+def adapter_tensors(factors: Factors) -> dict[str, Tensor]:
+    """The factors under the names that PEFT's adapter_model.safetensors uses."""
+    return {
+        f"{_PEFT_PREFIX}{name}.lora_{factor}.weight": getattr(pair, factor).contiguous()
+        for name, pair in factors.items()
+        for factor in FACTORS
+    }
+
+
+def factors_of_adapter(tensors: Mapping[str, Tensor]) -> dict[str, LoraPair]:
+    """The inverse of `adapter_tensors`.
+
+    Raises:
+        ModelError: a name is not one of a LoRA adapter, or a factor lacks its counterpart.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, factor = key.removeprefix(_PEFT_PREFIX).removesuffix(".weight").rpartition(".lora_")
+        if factor not in FACTORS:
+            raise ModelError(f"{key!r} is no tensor of a LoRA adapter: expected ....lora_A.weight or ....lora_B.weight")
+        found.setdefault(name, {})[factor] = tensor
+    for name, pair in found.items():
+        if len(pair) != 2:
+            raise ModelError(f"module {name} has only factor {next(iter(pair))}")
+    return {name: LoraPair(pair["B"], pair["A"]) for name, pair in found.items()}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a recipe: "auto" is the first GPU, else the CPU.
+
+    Raises:
+        ModelError: torch knows no such device, or it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError(f'model.device = {name!r}: expected "auto", "cpu" or "cuda"') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f'model.device = {name!r}: torch finds no GPU here; use "auto" or "cpu"')
+    return device
+
+
+@contextlib.contextmanager
+def _explained(model_id: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        missing = "" if not _looks_local(model_id) or Path(model_id).is_dir() else " (there is no such folder)"
+        raise ModelError(
+            f"model.id = {model_id!r}{missing}: cannot be loaded as a causal language model: {reason}\n"
+            "Expected a Hugging Face id that this machine can reach, a folder with config.json, or "
+            f"{embedded.PREFIX}{embedded.SMOLLM2}."
+        ) from None
+
+
+def _looks_local(model_id: str) -> bool:
+    return model_id.startswith((".", "~", os.sep)) or model_id.count("/") > 1
+
+
+def _adapt(model: Any, lora: Any, model_id: str, *, on_meta: bool) -> Any:
+    from peft import get_peft_model
+
+    try:
+        with quiet_libraries():
+            adapted = get_peft_model(model, lora, low_cpu_mem_usage=on_meta)
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"model.id = {model_id!r}: no layer to adapt with lora.targets: {reason}") from None
+    if next(_lora_layers(adapted), None) is None:
+        raise ModelError(f"model.id = {model_id!r}: has no linear layer that lora.targets names, nothing to adapt")
+    return adapted
+
+
+def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and len(module.lora_A):
+            yield name.removeprefix(_PEFT_PREFIX), module
+
+
+def _module_shapes(model: Any) -> Iterator[ModuleShape]:
+    for name, layer in _lora_layers(model):
+        rank, in_features = layer.lora_A["default"].weight.shape
+        yield ModuleShape(name, layer.lora_B["default"].weight.shape[0], in_features, rank)
+
+
+def _contiguous_head(model: Any) -> None:
+    # Asked for the last positions only, transformers hands a strided slice to the output layer, and torch then copies
+    # the whole vocabulary matrix once per sequence (measured: 0.9 of 2.4 s of a training step on SmolLM2-135M).
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
