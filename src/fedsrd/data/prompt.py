@@ -1,0 +1,75 @@
+"""How an example becomes tokens: prompt styles, and the cut to a length."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedsrd.data.examples import Example
+from fedsrd.errors import DataError
+
+Style = Literal["chat", "alpaca", "plain"]
+
+# The template of Stanford Alpaca (Taori et al., 2023), which the paper's experiments use.
+_ALPACA = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An example as token ids. Prompt and response stand apart, so that a loss can count the response by length.
+
+    Masking must go by length, never by the padding's id: SmolLM2 and others pad with their end-of-text token, and who
+    masks by id hides the end that the model should learn.
+    """
+
+    prompt: list[int]
+    response: list[int]
+
+
+def format_prompt(instruction: str, style: Style, tokenizer: Any) -> str:
+    """The text before the response.
+
+    Args:
+        instruction: what is asked.
+        style: "chat" for the tokenizer's own chat template, "alpaca", or "plain" (the instruction and a new line).
+        tokenizer: a transformers tokenizer.
+
+    Raises:
+        DataError: style "chat" and the tokenizer has no chat template.
+    """
+    if style == "alpaca":
+        return _ALPACA.format(instruction=instruction)
+    if style == "plain":
+        return instruction + "\n"
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            'training.prompt = "chat": this model\'s tokenizer has no chat template; use "alpaca" or "plain"'
+        )
+    turns = [{"role": "user", "content": instruction}]
+    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+
+def encode(example: Example, style: Style, tokenizer: Any, max_length: int) -> Encoded:
+    """Token ids of prompt and response, together at most `max_length`.
+
+    The response ends with the tokenizer's end-of-text token. What is too long is cut: the prompt on its left, down to
+    half of the length; then the response on its right, and a response that was cut does not end, so that the model
+    never learns to stop in the middle.
+
+    Raises:
+        ValueError: `max_length` is under 8.
+        DataError: as `format_prompt`.
+    """
+    if max_length < 8:
+        raise ValueError(f"max_length {max_length}: expected 8 or more tokens")
+    prompt = _ids(format_prompt(example.instruction, style, tokenizer), tokenizer)
+    response = [*_ids(example.response, tokenizer), tokenizer.eos_token_id]
+    room = max(max_length - len(prompt), max_length // 2)
+    response = response[:room]
+    return Encoded(prompt[max(len(prompt) + len(response) - max_length, 0) :], response)
+
+
+def _ids(text: str, tokenizer: Any) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,187 @@
+"""Client and server with a trainer that only adds noise: the protocol without a model."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from fedsrd import methods, rng
+from fedsrd.core.factors import LoraPair, ModuleShape, ShapeTable, digest
+from fedsrd.errors import FederationError, PayloadError
+from fedsrd.federation.client import Client
+from fedsrd.federation.messages import Failure, Update
+from fedsrd.federation.server import Server
+from fedsrd.wire import payload as wire
+
+TABLE = ShapeTable((ModuleShape("layers.0.q_proj", 24, 16, 4), ModuleShape("layers.0.v_proj", 8, 16, 4)))
+
+
+@dataclass
+class Result:
+    factors: dict[str, LoraPair]
+    loss: float = 1.0
+
+
+class NoiseTrainer:
+    """'Trains' by adding noise that follows from its name and the round."""
+
+    def __init__(self, name: str, count: int = 10, poison: float | None = None) -> None:
+        self.name, self.count, self.poison = name, count, poison
+
+    def train(self, start, round_number, trained, on_step):
+        factors = {}
+        for module, pair in start.items():
+            moved = []
+            for factor in ("B", "A"):
+                tensor = getattr(pair, factor)
+                noise = rng.uniform(tensor.numel(), 0.1, 0, self.name, round_number, module, factor)
+                moved.append(tensor + torch.from_numpy(noise).reshape(tensor.shape) * (factor in trained))
+            factors[module] = LoraPair(*moved)
+        if self.poison is not None:
+            factors[next(iter(factors))].B[0, 0] = self.poison
+        on_step(1, 1.0)
+        return Result(factors)
+
+
+def federation(name="fedsrd", counts=(10, 20, 30), weighting="uniform", poison=None):
+    method = methods.get(name)(methods.get(name).Options())
+    server = Server(TABLE, method, weighting, seed=3)
+    clients = [
+        Client(f"c{i}", TABLE, method, NoiseTrainer(f"c{i}", count, (poison or {}).get(f"c{i}")), seed=3)
+        for i, count in enumerate(counts)
+    ]
+    for client in clients:
+        client.start(server.start())
+    return server, clients
+
+
+def answers(server, clients):
+    return [client.train(server.task(), lambda step, loss: None) for client in clients]
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_replicas_are_equal_bit_for_bit_after_every_round(name):
+    server, clients = federation(name)
+    seen = {digest(server.factors)}
+    for _ in range(4):
+        closed = server.close_round(answers(server, clients))
+        found = {client.apply(closed.broadcast) for client in clients}
+        assert found == {digest(server.factors)} == {closed.broadcast.digest}
+        seen |= found
+    assert len(seen) == 5
+    assert server.version == 4 == clients[0].version
+
+
+def test_the_first_download_is_a_few_bytes():
+    server, clients = federation()
+    assert len(server.start().payload) == 56
+    assert digest(clients[0].factors) == digest(server.factors)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_a_client_with_a_bad_update_is_left_out_and_named(poison):
+    server, clients = federation(poison={"c1": poison})
+    closed = server.close_round(answers(server, clients))
+    assert [failure.client for failure in closed.rejected] == ["c1"]
+    assert "NaN" in closed.rejected[0].reason
+    clean, others = federation(counts=(10, 20, 30))
+    expected = clean.close_round([answer for answer in answers(clean, others) if answer.client != "c1"])
+    assert closed.broadcast.digest == expected.broadcast.digest
+    # It still takes part from the next round on.
+    assert clients[1].apply(closed.broadcast) == closed.broadcast.digest
+
+
+def test_the_server_does_not_trust_a_client_to_check_itself():
+    server, clients = federation("fedavg")
+    good = answers(server, clients)
+    header, delta = wire.decode_delta(good[0].payload, TABLE)
+    slot = next(iter(delta))
+    delta[slot].values[0] = float("nan")
+    bad = wire.encode_delta(delta, TABLE, wire.Kind.UPLINK, header.round, header.version)
+    closed = server.close_round([dataclasses.replace(good[0], payload=bad), *good[1:]])
+    assert [failure.client for failure in closed.rejected] == ["c0"]
+
+
+def test_when_all_are_bad_the_round_ends_and_the_state_stays():
+    server, clients = federation(poison={"c0": float("nan"), "c1": float("nan"), "c2": float("inf")})
+    before = digest(server.factors)
+    with pytest.raises(FederationError, match="round 1: no client sent a usable update"):
+        server.close_round(answers(server, clients))
+    assert digest(server.factors) == before
+    assert server.version == 0
+
+
+@pytest.mark.parametrize("damage", [lambda p: p[:-1], lambda p: p[:40] + b"\x01" + p[41:], lambda p: b""])
+def test_a_damaged_uplink_is_left_out(damage):
+    server, clients = federation()
+    first, *rest = answers(server, clients)
+    closed = server.close_round([dataclasses.replace(first, payload=damage(first.payload)), *rest])
+    assert [failure.client for failure in closed.rejected] == ["c0"]
+    assert len(closed.accepted) == 2
+
+
+def test_an_update_of_another_round_is_left_out():
+    server, clients = federation()
+    old = answers(server, clients)
+    closed = server.close_round(old)
+    for client in clients:
+        client.apply(closed.broadcast)
+    fresh = answers(server, clients)
+    late = dataclasses.replace(old[0], round=2)
+    again = server.close_round([late, *fresh[1:]])
+    assert "round 1" in again.rejected[0].reason
+
+
+def test_a_broadcast_cannot_be_applied_twice_or_early():
+    server, clients = federation()
+    first = server.close_round(answers(server, clients)).broadcast
+    clients[0].apply(first)
+    held = digest(clients[0].factors)
+    with pytest.raises(PayloadError, match="expected a downlink of round 1 for version 1"):
+        clients[0].apply(first)
+    for client in clients[1:]:
+        client.apply(first)
+    second = server.close_round(answers(server, clients)).broadcast
+    late = Client("late", TABLE, methods.get("fedsrd")(methods.get("fedsrd").Options()), NoiseTrainer("late"), 3)
+    late.start(server.start())
+    with pytest.raises(PayloadError):
+        late.apply(second)
+    assert digest(clients[0].factors) == held
+
+
+def test_a_replica_that_drifted_refuses_to_train_and_to_apply():
+    server, clients = federation()
+    good = answers(server, clients)
+    clients[0].factors["layers.0.q_proj"].A[0, 0] += 1
+    with pytest.raises(FederationError, match="c0"):
+        clients[0].train(server.task(), lambda step, loss: None)
+    closed = server.close_round(good)
+    with pytest.raises(FederationError, match="digest"):
+        clients[0].apply(closed.broadcast)
+    assert clients[0].version == 0
+
+
+def test_weights_by_examples_follow_the_counts_of_who_answered():
+    server, clients = federation("fedavg", counts=(1, 3), weighting="examples")
+    both = answers(server, clients)
+    deltas = [wire.decode_delta(answer.payload, TABLE)[1] for answer in both]
+    closed = server.close_round(both)
+    for slot, moved in closed.downlink.items():
+        expected = 0.25 * deltas[0][slot].dense() + 0.75 * deltas[1][slot].dense()
+        torch.testing.assert_close(moved.dense(), expected)
+
+
+def test_a_client_that_claims_no_examples_is_left_out():
+    server, clients = federation()
+    first, *rest = answers(server, clients)
+    assert isinstance(first, Update)
+    closed = server.close_round([dataclasses.replace(first, examples=0), *rest])
+    assert [failure.client for failure in closed.rejected] == ["c0"]
+
+
+def test_a_failure_is_an_answer():
+    server, clients = federation()
+    *rest, _ = answers(server, clients)
+    closed = server.close_round([*rest, Failure("c2", 1, "out of memory")])
+    assert closed.rejected == [Failure("c2", 1, "out of memory")]

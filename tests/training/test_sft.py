@@ -1,0 +1,141 @@
+"""Local training on the tiny model."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsrd.core.factors import digest, initial_factors
+from fedsrd.data.prompt import Encoded
+from fedsrd.errors import ModelError
+from fedsrd.evaluation.nll import response_nll
+from fedsrd.training.batches import IGNORED, collate, draw, response_loss
+from fedsrd.training.models import AdaptedModel, adapter_tensors, factors_of_adapter, lora_config, shape_table
+from fedsrd.training.sft import LocalTrainer, SFTOptions
+
+EXAMPLES = [Encoded([5, 6, 7, 8][: 1 + i % 4], [20 + i, 30 + i, 2][: 1 + i % 3]) for i in range(12)]
+OPTIONS = SFTOptions(3, batch_size=2, accumulation=2, learning_rate=1e-2, weight_decay=0.0, max_grad_norm=1.0)
+
+
+@pytest.fixture(scope="module")
+def lora():
+    return lora_config(4, 8, 0.1, "all-linear")
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_model, lora):
+    return AdaptedModel.load(str(tiny_model), lora, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def table(tiny_model, lora):
+    return shape_table(str(tiny_model), lora)
+
+
+def test_the_shape_table_of_the_config_is_that_of_the_loaded_model(adapted, table):
+    assert len(table.modules) == 14
+    assert table.modules[0] == ("model.layers.0.self_attn.q_proj", 32, 32, 4)
+    assert [m.name for m in table.modules] == list(adapted.factors())
+    for module in table.modules:
+        pair = adapted.factors()[module.name]
+        assert pair.B.shape == (module.out_features, 4)
+        assert pair.A.shape == (4, module.in_features)
+
+
+def test_factors_go_in_and_come_out_with_the_same_bits(adapted, table):
+    start = initial_factors(table, 1)
+    adapted.set_factors(start)
+    assert digest(adapted.factors()) == digest(start)
+    assert digest(factors_of_adapter(adapter_tensors(start))) == digest(start)
+
+
+def test_training_lowers_the_loss_and_repeats_itself(adapted, table):
+    trainer = LocalTrainer(adapted, EXAMPLES, SFTOptions(20, 4, 1, 1e-2, 0.0, 1.0), "c", seed=0)
+    start = initial_factors(table, 0)
+    losses: list[float] = []
+    once = trainer.train(start, 1, ("B", "A"), lambda step, loss: losses.append(loss))
+    torch.manual_seed(123)  # the global generator must not matter
+    twice = trainer.train(start, 1, ("B", "A"), lambda step, loss: None)
+    assert digest(once.factors) == digest(twice.factors)
+    assert losses[-1] < losses[0]
+    assert digest(trainer.train(start, 2, ("B", "A"), lambda *_: None).factors) != digest(once.factors)
+
+
+def test_a_frozen_factor_stays(adapted, table):
+    trainer = LocalTrainer(adapted, EXAMPLES, OPTIONS, "c", seed=0)
+    start = initial_factors(table, 0)
+    after = trainer.train(start, 1, ("B",), lambda *_: None).factors
+    assert all(torch.equal(after[name].A, start[name].A) for name in start)
+    assert all(not torch.equal(after[name].B, start[name].B) for name in start)
+
+
+def test_training_leaves_the_global_generator_alone(adapted, table):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    LocalTrainer(adapted, EXAMPLES, OPTIONS, "c", 0).train(initial_factors(table, 0), 1, ("B", "A"), lambda *_: None)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_loss_is_that_of_the_plain_reading(adapted, table):
+    """Padding, positions and the cut of the logits change nothing: one example at a time, all logits, float64 sums."""
+    adapted.set_factors(initial_factors(table, 0))
+    adapted.model.eval()
+    with torch.inference_mode():
+        batched = response_loss(adapted.model, collate(EXAMPLES, pad_id=2), adapted.device).item()
+        plain = 0.0
+        for example in EXAMPLES:
+            ids = torch.tensor([example.prompt + example.response])
+            logp = adapted.model(input_ids=ids).logits[0].double().log_softmax(-1)
+            at = len(example.prompt) - 1
+            plain -= sum(logp[at + i, token].item() for i, token in enumerate(example.response))
+    assert batched == pytest.approx(plain, rel=1e-5)
+    tokens = sum(len(e.response) for e in EXAMPLES)
+    assert response_nll(adapted, EXAMPLES, batch_size=5) == pytest.approx(plain / tokens, rel=1e-5)
+
+
+def test_the_end_of_the_response_is_learnt_though_padding_has_its_id():
+    batch = collate([Encoded([5], [9, 2]), Encoded([5, 6, 7], [8, 8, 8, 2])], pad_id=2)
+    assert batch.labels.tolist() == [[IGNORED, IGNORED, 9, 2], [8, 8, 8, 2]]
+    assert batch.response_tokens == 6
+    assert batch.mask.sum(1).tolist() == [3, 7]
+    assert batch.positions[0].tolist() == [0, 0, 0, 0, 0, 1, 2]
+
+
+@given(st.integers(1, 17), st.integers(0, 60), st.integers(1, 40))
+def test_drawing_is_seamless_and_visits_every_example_once_an_epoch(count, start, wanted):
+    whole = draw(count, start + wanted, 0, 9, "c")
+    assert draw(count, wanted, start, 9, "c") == whole[start:]
+    for epoch in range((start + wanted) // count):
+        assert sorted(whole[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_a_loss_that_explodes_comes_back_to_be_refused(adapted, table):
+    trainer = LocalTrainer(adapted, EXAMPLES, SFTOptions(4, 2, 1, 1e38, 0.0, 1e30), "c", 0)
+    after = trainer.train(initial_factors(table, 0), 1, ("B", "A"), lambda *_: None)
+    assert not all(bool(torch.isfinite(t).all()) for pair in after.factors.values() for t in pair)
+
+
+def test_a_rank_larger_than_a_layer_names_the_layer(tiny_model):
+    with pytest.raises(ModelError, match=r"lora.rank = 17: larger than layer .*k_proj \(16 x 32\); choose at most 16"):
+        shape_table(str(tiny_model), lora_config(17, 8, 0.0, "all-linear"))
+
+
+def test_unknown_targets_and_models_are_explained(tiny_model, tmp_path):
+    with pytest.raises(ModelError, match="no layer to adapt"):
+        shape_table(str(tiny_model), lora_config(4, 8, 0.0, ["query_key_value"]))
+    with pytest.raises(ModelError, match="there is no such folder"):
+        shape_table(str(tmp_path / "missing"), lora_config(4, 8, 0.0, "all-linear"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
+        shape_table(str(tmp_path), lora_config(4, 8, 0.0, "all-linear"))
+    with pytest.raises(ModelError, match="the embedded model is embedded:smollm2-135m"):
+        shape_table("embedded:llama", lora_config(4, 8, 0.0, "all-linear"))
+
+
+def test_a_device_that_is_not_there(tiny_model, lora):
+    with pytest.raises(ModelError, match=r"model\.device = 'tpu9'"):
+        AdaptedModel.load(str(tiny_model), lora, device="tpu9")
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="torch finds no GPU"):
+            AdaptedModel.load(str(tiny_model), lora, device="cuda")
