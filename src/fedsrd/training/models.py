@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,28 +14,9 @@ from fedsrd.core.factors import FACTORS, Factor, Factors, LoraPair, ModuleShape,
 from fedsrd.errors import ModelError
 from fedsrd.packages import Say, silent
 from fedsrd.training import embedded
+from fedsrd.training.quiet import quiet_libraries
 
 _PEFT_PREFIX = "base_model.model."
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """No progress bars, advice or warnings of the model libraries inside: what the user must know, we say."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    hub = logging.getLogger("huggingface_hub")
-    hub_level = hub.level
-    hub.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hub.setLevel(hub_level)
-        transformers_logging.set_verbosity(level)
 
 
 def lora_config(rank: int, alpha: float, dropout: float, targets: str | Sequence[str]) -> Any:

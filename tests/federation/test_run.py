@@ -1,0 +1,281 @@
+"""Whole runs on the tiny model: what is in the folder, and that a killed run continues with the same bytes."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+
+from fedsrd import recipe as recipes
+from fedsrd.core.factors import digest
+from fedsrd.errors import DataError, FederationError, FedSRDError, ModelError, RunFolderError
+from fedsrd.federation import local
+from fedsrd.federation.runfolder import RunFolder, write_atomically
+
+
+class Quiet:
+    """An observer that remembers."""
+
+    def __init__(self):
+        self.said, self.warned, self.records = [], [], []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def warn(self, text):
+        self.warned.append(text)
+
+    def activity(self, *args):
+        pass
+
+    def round_done(self, record):
+        self.records.append(record)
+
+
+def run(tree, path, *, resume=False, **options):
+    observer = Quiet()
+    prepared = local.prepare(recipes.parse(tree), RunFolder(path), resume=resume, observer=observer)
+    return local.run(prepared, observer, **options), observer
+
+
+def adapter_bytes(path: Path) -> bytes:
+    return (path / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["fedsrd", "fedsrd-e", "fedavg"])
+def test_a_run_leaves_everything_in_its_folder(tiny_recipe, tmp_path, method):
+    tiny_recipe["method"] = {"name": method}
+    out = tmp_path / "run"
+    summary, _ = run(tiny_recipe, out, keep_payloads=True)
+    records = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    assert [record["round"] for record in records] == [0, 1, 2, 3]
+    assert records[0]["bytes_down"] == {"left": 56, "right": 56}
+    for record in records[1:]:
+        folder = out / "payloads" / f"round-{record['round']:04d}"
+        for client in ("left", "right"):
+            assert record["bytes_up"][client] == (folder / f"{client}.up").stat().st_size
+            assert record["bytes_down"][client] == (folder / "server.down").stat().st_size
+        expected = "BA" if method == "fedavg" else ("B" if record["round"] % 2 else "A")
+        assert record["factor_down"] == expected
+    assert summary == json.loads((out / "summary.json").read_text())
+    total = sum(sum(r["bytes_up"].values()) + sum(r["bytes_down"].values()) for r in records)
+    assert summary["bytes_up"] + summary["bytes_down"] == total
+    assert summary["ratio_to_dense_float32"] == pytest.approx(total / (4 * 2 * summary["parameters"] * 2 * 3))
+    assert summary["final"]["by_set"]["left"] != summary["base"]["by_set"]["left"]
+    assert not list(out.rglob("*.tmp"))
+    stored = tomllib.loads((out / "recipe.toml").read_text())
+    assert stored["environment"]["torch"]
+    assert recipes.parse(stored).resolved() == recipes.parse(tiny_recipe).resolved()
+
+
+def test_the_adapter_is_the_last_state_and_peft_loads_merges_and_generates(tiny_recipe, tiny_model, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    out = tmp_path / "run"
+    summary, _ = run(tiny_recipe, out)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = PeftModel.from_pretrained(base, out / "adapter")
+    model.eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    factors, version, _ = RunFolder(out).restore()
+    assert (version, digest(factors)) == (3, summary["digest"])
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    assert torch.equal(layer.lora_B["default"].weight, factors["model.layers.0.self_attn.q_proj"].B)
+    assert layer.scaling["default"] == 2.0
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits
+        merged = model.merge_and_unload()
+        torch.testing.assert_close(merged(input_ids=ids).logits, before, rtol=1e-4, atol=1e-4)
+        assert merged.generate(input_ids=ids, max_new_tokens=4, do_sample=False).shape[1] > 4
+
+
+def test_same_recipe_and_seed_same_bytes(tiny_recipe, tmp_path):
+    run(tiny_recipe, tmp_path / "one")
+    run(tiny_recipe, tmp_path / "two")
+    assert adapter_bytes(tmp_path / "one") == adapter_bytes(tmp_path / "two")
+    run({**tiny_recipe, "seed": 1}, tmp_path / "three")
+    assert adapter_bytes(tmp_path / "one") != adapter_bytes(tmp_path / "three")
+
+
+@pytest.mark.parametrize("moments", [(0.3,), (0.0, 0.55), (0.8, 0.1, 0.45)])
+def test_a_killed_run_continues_to_the_same_adapter(tiny_recipe, tmp_path, moments):
+    """SIGKILL at a share of the run's own length, again and again; then --resume to the end."""
+    tiny_recipe["rounds"] = 4
+    file = tmp_path / "recipe.toml"
+    file.write_text(tomli_w.dumps(tiny_recipe))
+    calm, out = tmp_path / "calm", tmp_path / "killed"
+    command = [sys.executable, "-m", "fedsrd.cli", "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(file), "--out", str(calm)], check=True, env=environment, capture_output=True)
+    lines = (calm / "rounds.jsonl").read_text().splitlines()
+    for share in moments:
+        arguments = ["--out", str(out), "--resume"] if (out / "recipe.toml").exists() else [str(file), "--out", str(out)]
+        process = subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.DEVNULL)
+        _wait_for_rounds(process, out, wanted=1 + int(share * len(lines)))
+        time.sleep(0.02 + share / 10)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    arguments = ["--out", str(out), "--resume"] if (out / "recipe.toml").exists() else [str(file), "--out", str(out)]
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert adapter_bytes(out) == adapter_bytes(calm)
+    found = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    assert [record["digest"] for record in found] == [json.loads(line)["digest"] for line in lines]
+
+
+def _wait_for_rounds(process, out, wanted):
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        file = out / "rounds.jsonl"
+        if file.exists() and len(file.read_text().splitlines()) >= wanted:
+            return
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("stop_after", ["rounds.jsonl", "global.safetensors", "adapter_model.safetensors"])
+@pytest.mark.parametrize("which", [1, 3])
+def test_a_crash_between_any_two_files_loses_nothing(tiny_recipe, tmp_path, monkeypatch, stop_after, which):
+    from fedsrd.federation import runfolder
+
+    run(tiny_recipe, tmp_path / "calm")
+    seen = 0
+
+    def crash(path, content):
+        nonlocal seen
+        write_atomically(path, content)
+        seen += path.name == stop_after
+        if seen == which:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runfolder, "write_atomically", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_recipe, tmp_path / "crashed")
+    run(tiny_recipe, tmp_path / "crashed", resume=True)
+    assert adapter_bytes(tmp_path / "crashed") == adapter_bytes(tmp_path / "calm")
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny_recipe, tmp_path):
+    first, _ = run(tiny_recipe, tmp_path / "run")
+    kept = adapter_bytes(tmp_path / "run")
+    second, _ = run(tiny_recipe, tmp_path / "run", resume=True)
+    assert second == first
+    assert adapter_bytes(tmp_path / "run") == kept
+
+
+def test_folders_of_other_runs_are_left_alone(tiny_recipe, tmp_path):
+    run(tiny_recipe, tmp_path / "run")
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(RunFolderError, match="holds a run already; continue it with --resume"):
+        run(tiny_recipe, tmp_path / "run")
+    with pytest.raises(RunFolderError, match="another recipe .it differs in lora, seed"):
+        run({**tiny_recipe, "seed": 5, "lora": {"rank": 2}}, tmp_path / "run", resume=True)
+    with pytest.raises(RunFolderError, match="holds no run to resume"):
+        run(tiny_recipe, tmp_path / "nothing", resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(RunFolderError, match="not an empty folder"):
+        run(tiny_recipe, tmp_path / "mine")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == kept
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_damaged_state_is_refused_not_guessed(tiny_recipe, tmp_path):
+    run(tiny_recipe, tmp_path / "run")
+    state = tmp_path / "run" / "state" / "global.safetensors"
+    whole = bytearray(state.read_bytes())
+    whole[-1] ^= 1
+    state.write_bytes(bytes(whole))
+    with pytest.raises(RunFolderError, match="is damaged"):
+        run(tiny_recipe, tmp_path / "run", resume=True)
+    state.write_bytes(b"short")
+    with pytest.raises(RunFolderError, match="is damaged"):
+        run(tiny_recipe, tmp_path / "run", resume=True)
+
+
+def test_a_full_disk_keeps_the_last_complete_round(tiny_recipe, tmp_path, monkeypatch):
+    from fedsrd.federation import runfolder
+
+    writes = 0
+
+    def full(path, content):
+        nonlocal writes
+        writes += 1
+        if writes > 7:
+            raise OSError(28, "No space left on device")
+        write_atomically(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runfolder, "write_atomically", full)
+        with pytest.raises(FederationError, match="no space left on the disk.*--resume --out"):
+            run(tiny_recipe, tmp_path / "run")
+    _, version, _ = RunFolder(tmp_path / "run").restore()
+    assert version == 1
+    run(tiny_recipe, tmp_path / "run", resume=True)
+    run(tiny_recipe, tmp_path / "calm")
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "calm")
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path):
+    """For real: the process may not write more than 64 KiB to a file."""
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_atomically(target, b"new" * (1 << 16))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_when_every_client_diverges_the_run_ends_with_the_state_kept(tiny_recipe, tmp_path, monkeypatch):
+    from fedsrd.training import sft
+
+    train = sft.LocalTrainer.train
+
+    def diverge(self, start, round_number, trained, on_step):
+        result = train(self, start, round_number, trained, on_step)
+        if round_number == 2 or (round_number == 1 and self.client == "left"):
+            next(iter(result.factors.values())).B.fill_(float("nan"))
+        return result
+
+    monkeypatch.setattr(sft.LocalTrainer, "train", diverge)
+    observer = Quiet()
+    prepared = local.prepare(recipes.parse(tiny_recipe), RunFolder(tmp_path / "run"), resume=False, observer=observer)
+    with pytest.raises(FederationError, match="round 2: no client sent a usable update"):
+        local.run(prepared, observer)
+    assert "left is left out" in observer.warned[0]
+    assert list(observer.records[1]["rejected"]) == ["left"]
+    assert list(observer.records[1]["bytes_up"]) == ["right"]
+    _, version, _ = RunFolder(tmp_path / "run").restore()
+    assert version == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"lora": {"rank": 99}}, ModelError, "lora.rank = 99: larger than layer"),
+        ({"model": {"id": "/nowhere/model"}}, ModelError, "no such folder"),
+        ({"model": {"id": "embedded:gpt"}}, ModelError, "embedded:smollm2-135m"),
+        ({"lora": {"rank": 2, "targets": ["wrong"]}}, ModelError, "no layer to adapt"),
+        ({"clients": [{"name": "a", "data": {"source": "/nowhere/x.jsonl"}}]}, DataError, "a: .*no such file"),
+        ({"clients": [{"name": "a", "data": {"source": "embedded:cod"}}]}, DataError, "Did you mean embedded:code"),
+        ({"clients": [{"name": "a", "data": {"source": "embedded:logiqa"}}]}, FedSRDError, "for evaluation only"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tiny_recipe, tmp_path, change, error, message):
+    with pytest.raises(error, match=message):
+        run({**tiny_recipe, **change}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
