@@ -118,7 +118,9 @@ def test_a_killed_run_continues_to_the_same_adapter(tiny_recipe, tmp_path, momen
     subprocess.run([*command, str(file), "--out", str(calm)], check=True, env=environment, capture_output=True)
     lines = (calm / "rounds.jsonl").read_text().splitlines()
     for share in moments:
-        arguments = ["--out", str(out), "--resume"] if (out / "recipe.toml").exists() else [str(file), "--out", str(out)]
+        arguments = (
+            ["--out", str(out), "--resume"] if (out / "recipe.toml").exists() else [str(file), "--out", str(out)]
+        )
         process = subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.DEVNULL)
         _wait_for_rounds(process, out, wanted=1 + int(share * len(lines)))
         time.sleep(0.02 + share / 10)

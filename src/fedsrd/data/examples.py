@@ -65,4 +65,4 @@ def normalised(text: str) -> str:
 
 
 def _key(example: Example) -> str:
-    return hashlib.sha256(f"{example.instruction}\x00{example.response}".encode()).hexdigest()
+    return hashlib.sha256(f"{example.instruction}\x00{example.response}\x00{example.group}".encode()).hexdigest()

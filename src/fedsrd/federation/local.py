@@ -271,8 +271,7 @@ def _check_data(data: DataSection, owner: str) -> None:
 
     try:
         if data.source.startswith(EMBEDDED):
-            _split(data)
-            catalog.get(data.source.removeprefix(EMBEDDED))
+            catalog.get(data.source.removeprefix(EMBEDDED), _split(data))
         else:
             local.check_local(data.source, split=data.split, columns=data.columns, template=data.template)
     except DataError as error:

@@ -1,0 +1,109 @@
+"""The command line as a user meets it: processes, messages, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+FEDSRD = [sys.executable, "-m", "fedsrd.cli"]
+
+
+def fedsrd(*arguments, **environment):
+    return subprocess.run(
+        [*FEDSRD, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **environment},
+    )
+
+
+@pytest.fixture
+def recipe_file(tiny_recipe, tmp_path) -> Path:
+    file = tmp_path / "recipe.toml"
+    file.write_text(tomli_w.dumps(tiny_recipe))
+    return file
+
+
+def test_help_and_version_import_nothing_heavy():
+    for arguments in (["--help"], ["run", "--help"], ["--version"]):
+        done = fedsrd(*arguments)
+        assert done.returncode == 0, done.stderr
+    probe = (
+        "import sys, fedsrd.cli; print([m for m in ('torch', 'numpy', 'transformers', 'pydantic') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_run_prints_what_was_sent_and_how_good_it_is(recipe_file, tmp_path):
+    done = fedsrd("run", recipe_file, "--out", tmp_path / "run", "--keep-payloads")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for expected in ("round 3/3", "mean in domain", "of dense float32", "PeftModel.from_pretrained"):
+        assert expected in done.stdout
+    assert max(map(len, done.stdout.splitlines()[-20:])) <= 200
+    again = fedsrd("run", recipe_file, "--out", tmp_path / "run")
+    assert again.returncode == 2
+    assert "holds a run already; continue it with --resume" in again.stderr
+
+    payload = tmp_path / "run" / "payloads" / "round-0002" / "left.up"
+    shown = fedsrd("inspect", payload)
+    assert shown.returncode == 0, shown.stderr
+    assert "bitmap" in shown.stdout
+    assert "28 of 28" in shown.stdout
+    found = json.loads(fedsrd("inspect", payload, "--json").stdout)
+    assert found["bytes"] == payload.stat().st_size
+    assert found["round"] == 2
+    moved = tmp_path / "alone.up"
+    moved.write_bytes(payload.read_bytes())
+    assert "slots" not in json.loads(fedsrd("inspect", moved, "--json").stdout)
+    assert "slots" in json.loads(fedsrd("inspect", moved, "--run", tmp_path / "run", "--json").stdout)
+    moved.write_bytes(payload.read_bytes()[:-1])
+    damaged = fedsrd("inspect", moved)
+    assert damaged.returncode == 1
+    assert damaged.stderr.startswith("fedsrd: checksum does not match")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "none.toml"], "none.toml: no such file"),
+        (["run", "--set", "training.step=1"], "did you mean 'steps'"),
+        (["run", "--set", "method.alpha=1.5"], "less than 1"),
+        (["run", "--resume"], "--resume: which run? Name its folder with --out"),
+        (["run", "--resume", "--out", "none"], "none holds no run to resume"),
+        (["inspect", "none.up"], "none.up: cannot be read"),
+    ],
+)
+def test_mistakes_end_in_one_message(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = fedsrd(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_says_how_to_continue(recipe_file, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [*FEDSRD, "run", str(recipe_file), "--out", str(out), "--set", "rounds=2000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (out / "state" / "global.safetensors").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"fedsrd run --resume --out {out}" in stdout.replace("\n", "")[-400:] or str(out) in stdout
+    assert "Traceback" not in stderr

@@ -1,0 +1,52 @@
+"""The embedded default, on the real model and data: one short round of four clients, and an adapter that generates."""
+
+import json
+
+import pytest
+import torch
+
+from fedsrd import recipe as recipes
+from fedsrd.data.prompt import format_prompt
+from fedsrd.federation import local
+from fedsrd.federation.runfolder import RunFolder
+
+SHORT = ["rounds=1", "training.steps=1", "training.batch_size=2", "training.max_length=64", "evaluation.examples=2"]
+
+
+class Silent:
+    def say(self, text):
+        pass
+
+    warn = say
+
+    def activity(self, *args):
+        pass
+
+    def round_done(self, record):
+        pass
+
+
+@pytest.mark.embedded
+def test_four_specialists_train_one_real_model(tmp_path):
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    out = RunFolder(tmp_path / "run")
+    prepared = local.prepare(recipes.load(None, SHORT), out, resume=False, observer=Silent())
+    assert prepared.table.elements == 4_884_480
+    assert len(prepared.table.modules) == 210
+    summary = local.run(prepared, Silent())
+    assert summary["base"]["in_domain"] > 1
+    assert set(summary["final"]["by_set"]) == {"code", "medical", "finance", "math", "general", "law"}
+    record = json.loads((out.path / "rounds.jsonl").read_text().splitlines()[1])
+    dense = 4 * prepared.table.elements
+    assert all(size < 0.2 * dense for size in record["bytes_up"].values())
+    assert all(size < 0.15 * dense for size in record["bytes_down"].values())
+
+    model = AutoPeftModelForCausalLM.from_pretrained(out.adapter, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    ids = tokenizer(format_prompt("Say hello.", "chat", tokenizer), return_tensors="pt", add_special_tokens=False)
+    merged = model.merge_and_unload()
+    written = merged.generate(**ids, max_new_tokens=8, do_sample=False)
+    assert tokenizer.decode(written[0, ids["input_ids"].shape[1] :]).strip()

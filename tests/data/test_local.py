@@ -1,0 +1,144 @@
+"""The user's own data: what loads, and one clear message for what does not. Messages never quote contents."""
+
+import json
+
+import pytest
+
+from fedsrd.data.examples import Example
+from fedsrd.data.local import check_local, load_local
+from fedsrd.errors import DataError
+
+ROWS = [{"instruction": f"ask {i}", "response": f"say {i}", "extra": "x"} for i in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSRD_CACHE", str(tmp_path / "cache"))
+
+
+def load(source, columns=None, template=None, **options):
+    return load_local(str(source), columns=columns or {}, template=template, **options)
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "saved", "folder"])
+def test_every_kind_of_source(tmp_path, kind):
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    data = Dataset.from_list(ROWS)
+    path = tmp_path / f"data.{kind}"
+    if kind == "saved":
+        data.save_to_disk(path)
+    elif kind == "folder":
+        path.mkdir()
+        jsonl(path / "a.jsonl", ROWS[:1])
+        jsonl(path / "b.jsonl", ROWS[1:])
+    elif kind == "json":
+        path.write_text(json.dumps(ROWS))
+    elif kind == "jsonl":
+        jsonl(path, ROWS)
+    else:
+        getattr(data, f"to_{kind}")(path)
+    assert load(path) == [Example(f"ask {i}", f"say {i}") for i in range(3)]
+    assert check_local(str(path), columns={}, template=None) == 3
+    assert load(path, limit=2) == load(path)[:2]
+
+
+def test_columns_templates_inputs_and_messages(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"q": "why", "c": "context", "a": "because"}])
+    assert load(path, {"instruction": "q", "response": "a"}) == [Example("why", "because")]
+    assert load(path, {"instruction": "q", "input": "c", "response": "a"}) == [Example("why\n\ncontext", "because")]
+    assert load(path, {"response": "a"}, "{c}: {q}?") == [Example("context: why?", "because")]
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "bye"},
+        {"role": "assistant", "content": "ciao"},
+    ]
+    path = jsonl(tmp_path / "m.jsonl", [{"chat": turns[:2]}, {"chat": turns}])
+    short, long = load(path, {"messages": "chat"})
+    assert short == Example("hi", "hello")
+    assert long == Example("user: hi\n\nassistant: hello\n\nuser: bye", "ciao")
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns", "template", "message"),
+    [
+        ("a.jsonl", b"", {}, None, "is empty"),
+        ("a.jsonl", b'{"instruction": "a", "response": "b"}\n\xff\xfe\n', {}, None, "not UTF-8: line 2, byte 1"),
+        ("a.jsonl", b'{"instruction": "a", "response": "b"}\n{"x": \n', {}, None, "line 2 is not JSON"),
+        ("a.jsonl", b"[1, 2]\n", {}, None, "line 1 is not a JSON object"),
+        ("a.csv", b"instruction,reponse\na,b\n", {}, None, r"no column 'response' \(did you mean 'reponse'\?\)"),
+        ("a.csv", b"instruction,response\n", {}, None, "no examples|cannot be loaded"),
+        ("a.csv", b"q,response\na,b\n", {}, "{question}", "no column 'question'.*; it has q, response"),
+        ("a.csv", b"q,response\na,b\n", {}, "{q", "template"),
+        ("a.csv", b"q,response\na,b\n", {}, "no column", "expected column names in braces"),
+        ("a.csv", b"q,response\na,b\n", {"answer": "q"}, None, "columns.answer: expected one of instruction"),
+        ("a.jsonl", b'{"instruction": "a", "response": " "}\n' * 7, {}, None, r"7 rows .*\(rows 1, 2, 3, 4, 5, \.\.\."),
+        ("a.jsonl", b'{"instruction": "a", "response": null}\n', {}, None, r"1 rows have no text"),
+        ("a.jsonl", b'{"instruction": "a", "response": 5}\n', {}, None, r"1 rows have no text"),
+        ("a.txt", b"hello", {}, None, "expected a file ending in .jsonl, .json, .parquet, .csv"),
+        ("a.parquet", b"not parquet", {}, None, "cannot be loaded"),
+        ("a.json", b"{", {}, None, "cannot be loaded"),
+    ],
+)
+def test_bad_files_give_one_clear_message(tmp_path, name, content, columns, template, message):
+    path = write(tmp_path / name, content)
+    for use in (
+        lambda: load(path, columns, template),
+        lambda: check_local(str(path), columns=columns, template=template),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            use()
+        assert "Traceback" not in str(caught.value)
+
+
+def test_missing_files_splits_and_hubs(tmp_path, monkeypatch):
+    from datasets import Dataset, DatasetDict
+
+    with pytest.raises(DataError, match="no such file or folder"):
+        load(tmp_path / "none.jsonl")
+    DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match="no split 'test'; it has train"):
+        load(tmp_path / "saved", split="test")
+    with pytest.raises(DataError, match="expected files of one kind"):
+        load(tmp_path)
+    assert check_local("someone/dataset", columns={}, template=None) is None
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match="data set 'someone/dataset' cannot be loaded: .*or name a local file"):
+        load("someone/dataset")
+
+
+def test_a_hub_id_goes_to_datasets_with_its_config_and_split(monkeypatch):
+    import datasets
+
+    asked = {}
+
+    def fake(name, config, **options):
+        asked.update(name=name, config=config, **options)
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    assert len(load("org/name:main", split="validation")) == 3
+    assert asked == {"name": "org/name", "config": "main", "split": "validation"}
+
+
+def test_private_contents_never_stand_in_messages(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'{"instruction": "SECRET", "response": ""}\n')
+    with pytest.raises(DataError) as caught:
+        load(path)
+    assert "SECRET" not in str(caught.value)
+    path = write(tmp_path / "b.jsonl", b'{"instruction": SECRET}\n')
+    with pytest.raises(DataError) as caught:
+        load(path)
+    assert "SECRET" not in str(caught.value)
