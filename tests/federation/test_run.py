@@ -174,6 +174,16 @@ def test_resuming_a_finished_run_changes_nothing(tiny_recipe, tmp_path):
     assert adapter_bytes(tmp_path / "run") == kept
 
 
+def test_other_versions_are_warned_of(tiny_recipe, tmp_path):
+    run(tiny_recipe, tmp_path / "run")
+    file = tmp_path / "run" / "recipe.toml"
+    text = file.read_text()
+    file.write_text(text.replace(f'torch = "{torch.__version__}"', 'torch = "1.0"'))
+    assert file.read_text() != text
+    _, observer = run(tiny_recipe, tmp_path / "run", resume=True)
+    assert f"torch 1.0 -> {torch.__version__}" in observer.warned[0]
+
+
 def test_folders_of_other_runs_are_left_alone(tiny_recipe, tmp_path):
     run(tiny_recipe, tmp_path / "run")
     kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

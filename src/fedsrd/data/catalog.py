@@ -128,7 +128,7 @@ _SETS = {
             "MIT (evals)",
             _EVALS,
             "Liu et al., LogiQA, IJCAI 2020",
-            "Multiple choice; the response is the right option.",
+            "Multiple choice; the response is the right option. Each question stands twice in the package; taken once.",
             benchmarks.load_logiqa,
         ),
         DataSet(

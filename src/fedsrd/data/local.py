@@ -3,6 +3,7 @@
 import difflib
 import json
 import string
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,14 +113,13 @@ def _from_hub(source: str, split: str) -> Any:
 def _load(builder: str, label: str, config: str | None = None, **options: Any) -> Any:
     import datasets
 
-    from fedsrd.packages import cache_dir
-
     datasets.disable_progress_bars()
-    if "data_files" in options:
-        # A private file's copy stays in our own cache folder, not in one that other programs share.
-        options["cache_dir"] = str(cache_dir() / "datasets")
     try:
-        return datasets.load_dataset(builder, config, **options)
+        if "data_files" not in options:
+            return datasets.load_dataset(builder, config, **options)
+        # `datasets` converts files into a cache; of private data no copy may stay behind.
+        with tempfile.TemporaryDirectory() as scratch:
+            return datasets.load_dataset(builder, config, cache_dir=scratch, keep_in_memory=True, **options)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         hub = "data_files" not in options
         advice = "; check the id, its config and split, and the network, or name a local file" if hub else ""

@@ -7,7 +7,7 @@ Everything between them is the bytes and messages of a real deployment; only the
 import importlib.metadata
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -114,6 +114,7 @@ def run(prepared: Prepared, observer: Observer, *, keep_payloads: bool = False) 
         # A crash may have left the adapter one round behind the state.
         folder.commit(factors, version, records)
         observer.say(f"Continuing after round {version} of {recipe.rounds}")
+        _warn_of_other_versions(folder.stored_recipe().environment, observer)
     for record in records:
         observer.round_done(record)
     while server.version < recipe.rounds:
@@ -134,6 +135,15 @@ def environment() -> dict[str, str]:
     packages = ("fedsrd", "torch", "numpy", "transformers", "peft", "datasets", "safetensors")
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"python": platform.python_version(), "platform": platform.platform(), **found}
+
+
+def _warn_of_other_versions(stored: Mapping[str, str], observer: Observer) -> None:
+    now = environment()
+    changed = [f"{name} {was} -> {now[name]}" for name, was in stored.items() if now.get(name, was) != was]
+    if changed:
+        observer.warn(
+            f"the run began with other versions ({', '.join(changed)}): its bytes may differ from one that did not stop"
+        )
 
 
 def _one_round(

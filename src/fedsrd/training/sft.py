@@ -1,7 +1,7 @@
 """Supervised fine-tuning of one client's adapter for one round: the plainest loop that does it.
 
 TRL's SFTTrainer does the same; built anew each round, as a fresh optimizer asks, it took 1.0 s a client and round more
-to set up and computes the prompt's logits too (see CHANGELOG for the measurement). FedSRD adds nothing to training
+to set up and computes the prompt's logits too (figures: benchmarks/README.md). FedSRD adds nothing to training
 itself.
 """
 
