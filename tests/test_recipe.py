@@ -1,6 +1,8 @@
 """Recipes: TOML in and out, and one clear message for every mistake."""
 
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +73,10 @@ def test_files_that_are_no_recipes(tmp_path):
     (tmp_path / "c.toml").write_text("rounds = 3")
     with pytest.raises(RecipeError, match=r"model: missing\n  clients: missing"):
         recipes.load(tmp_path / "c.toml")
+
+
+def test_the_readmes_recipe_is_one():
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    text = re.search(r"```toml\n(.*?)```", readme, re.DOTALL)[1]
+    recipe = recipes.parse(tomllib.loads(text))
+    assert [client.name for client in recipe.clients] == ["ward-a", "ward-b", "math"]

@@ -235,12 +235,14 @@ def test_what_a_client_sends(name, out, inn, rank, seed, alpha, cap, heavy, scal
 def test_the_client_weighs_with_a_before_and_b_after():
     before = {"m": LoraPair(torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 10.0]]))}
     after = {"m": LoraPair(torch.tensor([[3.0, 1.0], [3.0, 1.0]]), torch.tensor([[1.0, 2.0], [3.0, 10.0]]))}
-    found = build("fedsrd", alpha=0.0, upper=0.5, rescale="none").client_update(before, after, ClientStep(1, "c", 0))
     # dB is 3 in column 0 (norm 1) and 1 in column 1 (norm 10): the smaller change matters more.
-    assert found[Slot("m", "B")].positions.tolist() == [1, 3]
-    # dA is 2 in row 0 (norm sqrt(18)) and 3 in row 1 (norm sqrt(2)).
-    assert found[Slot("m", "A")].positions.tolist() in ([1], [1, 2])
-    assert found[Slot("m", "A")].values[0] == 2.0
+    # dA is 2 in row 0 (norm sqrt(18)) and 3 in row 1 (norm sqrt(2)): likewise.
+    for alpha, kept_B, kept_A in ((0.4, [1, 3], [1, 2]), (0.7, [1], [1])):
+        method = build("fedsrd", alpha=alpha, upper=0.8, rescale="none")
+        found = method.client_update(before, after, ClientStep(1, "c", 0))
+        assert found[Slot("m", "B")].positions.tolist() == kept_B
+        assert found[Slot("m", "A")].positions.tolist() == kept_A
+        assert found[Slot("m", "A")].values[0] == 2.0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 5)])
