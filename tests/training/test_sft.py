@@ -61,6 +61,28 @@ def test_training_lowers_the_loss_and_repeats_itself(adapted, table):
     assert digest(trainer.train(start, 2, ("B", "A"), lambda *_: None).factors) != digest(once.factors)
 
 
+def test_gradient_checkpointing_and_a_bfloat16_base_train_float32_adapters(tiny_model, table):
+    start = initial_factors(table, 0)
+    plain, saving, half = (
+        AdaptedModel.load(
+            str(tiny_model),
+            lora_config(4, 8, 0.0, "all-linear"),
+            dtype=dtype,
+            device="cpu",
+            gradient_checkpointing=saves,
+        )
+        for dtype, saves in (("float32", False), ("float32", True), ("bfloat16", False))
+    )
+    found = [
+        LocalTrainer(model, EXAMPLES, OPTIONS, "c", 0).train(start, 1, ("B", "A"), lambda *_: None)
+        for model in (plain, saving, half)
+    ]
+    for name in start:
+        torch.testing.assert_close(found[1].factors[name].B, found[0].factors[name].B)
+        assert found[2].factors[name].B.dtype == torch.float32
+    assert found[2].loss == pytest.approx(found[0].loss, rel=0.05)
+
+
 def test_a_frozen_factor_stays(adapted, table):
     trainer = LocalTrainer(adapted, EXAMPLES, OPTIONS, "c", seed=0)
     start = initial_factors(table, 0)
