@@ -15,6 +15,7 @@ def test_the_stream_is_frozen():
 def test_a_longer_draw_starts_alike_and_names_are_told_apart():
     assert np.array_equal(rng.words(7, 3, "n", 1), rng.words(100, 3, "n", 1)[:7])
     streams = [("n",), ("n", 1), ("n", "1"), ("n1",), (1, "n"), ("", "n1")]
+    assert np.array_equal(rng.words(4, 3, "n", np.int64(1)), rng.words(4, 3, "n", 1))
     assert len({tuple(rng.words(4, 3, *names)) for names in streams}) == len(streams)
 
 

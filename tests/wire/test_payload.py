@@ -165,6 +165,14 @@ def test_encoding_refuses_what_the_table_lacks():
         encode_delta({Slot("q", "B"): sparse((2, 3), [], [])}, TABLE, Kind.UPLINK, 1, 0)
 
 
+def test_encoding_refuses_what_could_not_be_read_back():
+    for positions in ([1, 0], [2, 2]):
+        with pytest.raises(ValueError, match="strictly increasing"):
+            encode_delta({Slot("q", "B"): sparse((3, 2), positions, [1.0, 2.0])}, TABLE, Kind.UPLINK, 1, 0)
+    with pytest.raises(ValueError, match="use encode_start"):
+        encode_delta({}, TABLE, Kind.START, 1, 0)
+
+
 def test_finiteness():
     assert is_finite(SMALL)
     assert not is_finite({Slot("q", "B"): sparse((3, 2), [1], [float("inf")])})

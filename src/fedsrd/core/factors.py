@@ -168,7 +168,7 @@ def add(factors: Factors, delta: Delta) -> dict[str, LoraPair]:
     """
     result = dict(factors)
     for slot, sparse in delta.items():
-        moved = getattr(result[slot.module], slot.factor).clone()
+        moved = getattr(result[slot.module], slot.factor).clone(memory_format=torch.contiguous_format)
         if sparse.positions is None:
             moved += sparse.dense()
         else:

@@ -87,7 +87,7 @@ def prune(delta: Tensor, scores: Tensor, ratio: float) -> SparseTensor:
         ratio: share to drop, 0 <= ratio < 1.
 
     Raises:
-        ValueError: the ratio is not in [0, 1), or the shapes differ.
+        ValueError: the ratio is not in [0, 1), the shapes differ, or a score is NaN or infinite.
 
     >>> prune(torch.tensor([[1.0, -4.0, 2.0, 3.0]]), torch.tensor([[1.0, 4.0, 2.0, 3.0]]), 0.5).dense()
     tensor([[ 0., -4.,  0.,  3.]])
@@ -97,6 +97,9 @@ def prune(delta: Tensor, scores: Tensor, ratio: float) -> SparseTensor:
     if delta.shape != scores.shape:
         raise ValueError(f"scores {tuple(scores.shape)} for a delta {tuple(delta.shape)}: expected equal shapes")
     flat = scores.reshape(-1)
+    if not torch.isfinite(flat).all():
+        # A NaN would lose every comparison and vanish, as if nothing had been learnt.
+        raise ValueError("scores with NaN or infinity: a client must check its update before it sparsifies")
     below = math.floor(ratio * (flat.numel() - 1))
     wanted = max(flat.numel() - 1 - below, 1)
     threshold = flat.kthvalue(min(below, flat.numel() - 1) + 1).values

@@ -21,7 +21,7 @@ from fedsrd.errors import RecipeError
 class MethodOptions(BaseModel):
     """Base of every method's options: the keys of a recipe's [method] table besides `name`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,13 @@ class Method(ABC):
 
     @abstractmethod
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
-        """What the client sends: the change from `before` to `after` local training, compressed. All values finite."""
+        """What the client sends: the change from `before` to `after` local training, compressed.
+
+        Args:
+            before: the global factors that training started from, all finite.
+            after: the factors after training, all finite (the caller checks, and sends nothing otherwise).
+            step: the round, the client and the seed.
+        """
 
     @abstractmethod
     def server_update(

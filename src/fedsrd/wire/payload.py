@@ -89,12 +89,17 @@ def encode_delta(delta: Delta, table: ShapeTable, kind: Kind, round_number: int,
         version: the version of the global state that it applies to.
 
     Raises:
-        ValueError: a slot is not in the table, or has another shape there.
+        ValueError: a slot is not in the table or has another shape there, its positions are not strictly increasing,
+            or the kind is START.
     """
+    if kind is Kind.START:
+        raise ValueError("kind START: a start has no delta; use encode_start")
     shapes = table.shapes
     for slot, sparse in delta.items():
         if shapes.get(slot) != sparse.shape:
             raise ValueError(f"{slot} with shape {sparse.shape}: the shape table says {shapes.get(slot, 'nothing')}")
+        if sparse.positions is not None and not (sparse.positions.diff() > 0).all():
+            raise ValueError(f"{slot}: positions must be strictly increasing")
     position_coding = position_codings.CODINGS[position_codings.BITMAP]
     value_coding = value_codings.CODINGS[value_codings.FLOAT32]
     counts, coded_positions, coded_values = [], [], []
