@@ -41,7 +41,9 @@ def split_examples(examples: Sequence[Example], test_fraction: float, seed: int)
         test_fraction: about which share of the groups is held out, in (0, 1).
         seed: of the split.
     """
-    unique = {normalised(f"{e.instruction}\n{e.response}"): e for e in sorted(examples, key=_key, reverse=True)}
+    # Of repeats one stays, whatever the order of the input: that of the lowest key, and the last group by name.
+    ordered = sorted(sorted(examples, key=lambda e: e.group), key=_key, reverse=True)
+    unique = {normalised(f"{e.instruction}\n{e.response}"): e for e in ordered}
     train: list[Example] = []
     test: list[Example] = []
     for example in sorted(unique.values(), key=_key):
@@ -65,4 +67,4 @@ def normalised(text: str) -> str:
 
 
 def _key(example: Example) -> str:
-    return hashlib.sha256(f"{example.instruction}\x00{example.response}\x00{example.group}".encode()).hexdigest()
+    return hashlib.sha256(f"{example.instruction}\x00{example.response}".encode()).hexdigest()
