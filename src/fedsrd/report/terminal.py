@@ -103,7 +103,7 @@ def amount(count: float) -> str:
 
 def rounds_table(records: list[Record]) -> Table:
     """One line a round: bytes a client up and down, seconds of each phase, training loss."""
-    title = "Rounds: serialized MiB a client, seconds of all clients, training loss"
+    title = "Rounds: MiB a client (as sent), seconds of all clients, loss"
     table = Table(title=title, box=box.SIMPLE, padding=0, pad_edge=False)
     for column in ("round", "up MiB", "down MiB", *PHASES, "loss"):
         table.add_column(column, justify="right", no_wrap=True)
