@@ -114,9 +114,9 @@ def inspect(
 ) -> None:
     """Show what a payload holds (`fedsrd run --keep-payloads` writes them)."""
     from rich.console import Console
-    from rich.table import Table
 
     from fedsrd.federation.runfolder import RunFolder
+    from fedsrd.report.payload import payload_tables
     from fedsrd.wire.inspect import inspect_payload
 
     try:
@@ -133,16 +133,7 @@ def inspect(
         return
     if home is None and found["kind"] != "start":
         typer.echo("Header only: name the run with --run DIR to see the elements.", err=True)
-    slots = found.pop("slots", {})
-    table = Table(title=str(file), show_header=False)
-    for key, value in found.items():
-        table.add_row(key.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
-    if slots:
-        table = Table("tensor", "density", title="Density by tensor")
-        for name, density in slots.items():
-            table.add_row(name, f"{density:.2%}")
-        Console().print(table)
+    Console().print(*payload_tables(found, str(file)))
 
 
 @data_app.command("list")

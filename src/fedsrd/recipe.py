@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedsrd.errors import RecipeError
+from fedsrd.wire.coding import Coding
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -66,6 +67,13 @@ class DataSection(_Section):
     limit: Positive | None = None
 
 
+class WireSection(_Section):
+    """How payloads are coded, each direction on its own."""
+
+    uplink: Coding = Coding()
+    downlink: Coding = Coding()
+
+
 class ClientSection(_Section):
     """One client and its private data."""
 
@@ -101,6 +109,7 @@ class Recipe(_Section):
     lora: LoraSection = LoraSection()
     training: TrainingSection = TrainingSection()
     method: dict[str, Any] = {"name": "fedsrd"}
+    wire: WireSection = WireSection()
     clients: Annotated[list[ClientSection], Field(min_length=1)]
     evaluation: EvaluationSection = EvaluationSection()
     environment: dict[str, str] = {}

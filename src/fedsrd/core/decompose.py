@@ -11,7 +11,7 @@ sparsified at random (keep with probability 1 - p, divide by 1 - p), which leave
 import torch
 from torch import Tensor
 
-from fedsrd.core.factors import Factor, LoraPair, SparseTensor
+from fedsrd.core.factors import Draw, Factor, LoraPair, Slot, SparseTensor
 from fedsrd.core.reconstruct import LowRank
 
 
@@ -63,17 +63,20 @@ def alternate(change: LowRank, pair: LoraPair, factor: Factor, cutoff: float = 1
     return ((pseudo_inverse(pair.B, cutoff, damping) @ change.left) @ change.right).float()
 
 
-def sparsify_at_random(delta: Tensor, mask: Tensor, keep: float) -> SparseTensor:
-    """The elements of `delta` under `mask`, divided by `keep`, so that the expectation is `delta` itself.
+def sparsify_at_random(delta: Tensor, slot: Slot, seed: int, keep: float) -> SparseTensor:
+    """Each element of `delta` with probability `keep`, divided by `keep`, so that the expectation is `delta` itself.
 
     Args:
         delta: (rows, columns) float32.
-        mask: (rows * columns,) bool, each element True with probability `keep` (see `fedsrd.rng.keep_mask`).
-        keep: 1 - p, in (0, 1].
+        slot: where it belongs; every slot draws on its own.
+        seed: of the draw, 0 <= seed < 2**64.
+        keep: 1 - p, in (0, 1]; at 1 everything stays.
 
     Raises:
         ValueError: `keep` is not in (0, 1].
     """
     if not 0.0 < keep <= 1.0:
         raise ValueError(f"keep {keep}: expected 0 < keep <= 1 (a download sparsity in [0, 1))")
-    return SparseTensor.from_mask(delta / keep, mask)
+    if keep == 1.0:
+        return SparseTensor.from_dense(delta)
+    return SparseTensor.from_draw(delta / keep, slot, Draw(seed, keep))

@@ -82,6 +82,23 @@ class ShapeTable:
         return hasher.digest()
 
 
+class Draw(NamedTuple):
+    """A random choice of elements that needs no list: whoever has the seed draws the same ones.
+
+    Attributes:
+        seed: 0 <= seed < 2**64; one for every choice that is to be independent.
+        keep: probability of each element, 0 < keep < 1.
+    """
+
+    seed: int
+    keep: float
+
+    def positions(self, slot: Slot, elements: int) -> Tensor:
+        """The chosen elements of one slot: int64, strictly increasing, the same on every platform."""
+        mask = rng.keep_mask(elements, self.keep, self.seed, "mask", slot.module, slot.factor)
+        return torch.from_numpy(mask).nonzero().squeeze(1)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseTensor:
     """Some elements of a matrix; all others are zero.
@@ -90,11 +107,13 @@ class SparseTensor:
         shape: (rows, columns) of the matrix.
         positions: (count,) int64, row-major, strictly increasing; None when every element is there.
         values: (count,) float32, in the order of the positions.
+        draw: how the positions were drawn, where they were: then a payload need not list them.
     """
 
     shape: tuple[int, int]
     positions: Tensor | None
     values: Tensor
+    draw: Draw | None = None
 
     @property
     def elements(self) -> int:
@@ -117,6 +136,12 @@ class SparseTensor:
         """The elements of `matrix` where the bool `mask` (same shape) is True."""
         positions = mask.reshape(-1).nonzero().squeeze(1)
         return cls(_shape(matrix), positions, matrix.reshape(-1)[positions])
+
+    @classmethod
+    def from_draw(cls, matrix: Tensor, slot: Slot, draw: Draw) -> "SparseTensor":
+        """The elements of `matrix`, which is `slot`'s, that `draw` chooses; zeros too."""
+        positions = draw.positions(slot, matrix.numel()).to(matrix.device)
+        return cls(_shape(matrix), positions, matrix.reshape(-1)[positions], draw)
 
     @classmethod
     def from_dense(cls, matrix: Tensor) -> "SparseTensor":

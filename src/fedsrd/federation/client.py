@@ -6,11 +6,11 @@ from typing import Protocol
 
 import torch
 
+from fedsrd import rng, wire
 from fedsrd.core.factors import Factor, Factors, LoraPair, ShapeTable, digest, initial_factors, slots
 from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation.messages import Broadcast, Failure, Start, TrainTask, Update
 from fedsrd.methods import ClientStep, Method
-from fedsrd.wire import payload as wire
 
 
 class Trained(Protocol):
@@ -47,7 +47,15 @@ class Client:
         version: the replica's version, the number of rounds that it holds.
     """
 
-    def __init__(self, name: str, table: ShapeTable, method: Method, trainer: Trainer, seed: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        table: ShapeTable,
+        method: Method,
+        trainer: Trainer,
+        seed: int,
+        coding: wire.Coding | None = None,
+    ) -> None:
         self.name = name
         self.factors: dict[str, LoraPair] = {}
         self.version = -1
@@ -55,6 +63,7 @@ class Client:
         self._method = method
         self._trainer = trainer
         self._seed = seed
+        self._coding = coding or wire.Coding()
 
     def start(self, message: Start) -> None:
         """Expands the common start.
@@ -90,7 +99,13 @@ class Client:
             return Failure(self.name, task.round, "training gave NaN or infinite parameters (learning rate too high?)")
         delta = self._method.client_update(self.factors, trained.factors, ClientStep(task.round, self.name, self._seed))
         sparsified = time.perf_counter()
-        payload = wire.encode_delta(delta, self._table, wire.Kind.UPLINK, task.round, self.version)
+        rounding = rng.integer(self._seed, "rounding", task.round, self.name)
+        try:
+            payload = wire.encode_delta(
+                delta, self._table, wire.Kind.UPLINK, task.round, self.version, self._coding, rounding
+            )
+        except ValueError as error:
+            return Failure(self.name, task.round, f"the update cannot be sent: {error}")
         seconds = {
             "train": ended - began,
             "sparsify": sparsified - ended,

@@ -91,9 +91,9 @@ def run(prepared: Prepared, observer: Observer, *, keep_payloads: bool = False) 
     recipe, folder, table = prepared.recipe, prepared.folder, prepared.table
     session = _Session(prepared, observer)
     method = methods.get(recipe.method["name"])(_options(recipe))
-    server = Server(table, method, recipe.weighting, recipe.seed)
+    server = Server(table, method, recipe.weighting, recipe.seed, recipe.wire.downlink)
     clients = [
-        Client(entry.name, table, method, trainer, recipe.seed)
+        Client(entry.name, table, method, trainer, recipe.seed, recipe.wire.uplink)
         for entry, trainer in zip(recipe.clients, session.trainers(), strict=True)
     ]
     names = [client.name for client in clients]

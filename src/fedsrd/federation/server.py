@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fedsrd import rng, wire
 from fedsrd.core.factors import Delta, Factors, LoraPair, ShapeTable, digest, initial_factors
 from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation.messages import Broadcast, Failure, Start, TrainTask, Update
 from fedsrd.methods import Method, ServerStep
-from fedsrd.wire import payload as wire
 
 Weighting = Literal["uniform", "examples"]
 
@@ -43,13 +43,16 @@ class Server:
         version: how many rounds they hold.
     """
 
-    def __init__(self, table: ShapeTable, method: Method, weighting: Weighting, seed: int) -> None:
+    def __init__(
+        self, table: ShapeTable, method: Method, weighting: Weighting, seed: int, coding: wire.Coding | None = None
+    ) -> None:
         self.factors: dict[str, LoraPair] = initial_factors(table, seed)
         self.version = 0
         self._table = table
         self._method = method
         self._weighting = weighting
         self._seed = seed
+        self._coding = coding or wire.Coding()
 
     def restore(self, factors: Factors, version: int) -> None:
         """Continues from a checkpoint."""
@@ -97,7 +100,13 @@ class Server:
         if not wire.is_finite(made):
             raise FederationError(f"round {round_number}: the aggregate has NaN or infinite values; state kept")
         aggregated = time.perf_counter()
-        payload = wire.encode_delta(made, self._table, wire.Kind.DOWNLINK, round_number, self.version)
+        rounding = rng.integer(self._seed, "rounding", round_number)
+        try:
+            payload = wire.encode_delta(
+                made, self._table, wire.Kind.DOWNLINK, round_number, self.version, self._coding, rounding
+            )
+        except ValueError as error:
+            raise FederationError(f"round {round_number}: the broadcast cannot be sent: {error}; state kept") from None
         # The server applies what it sent, as the clients will read it: one state, whatever the coding rounds.
         _, downlink = wire.decode_delta(payload, self._table)
         self.factors = self._method.apply(self.factors, downlink)
@@ -118,8 +127,6 @@ class Server:
                 f"a {header.kind.name.lower()} of round {header.round} for version {header.version}: "
                 f"expected an uplink of round {round_number} for version {self.version}"
             )
-        if not wire.is_finite(delta):
-            raise PayloadError("the update has NaN or infinite values")
         if update.examples < 1:
             raise PayloadError(f"the client says that it has {update.examples} examples")
         return delta

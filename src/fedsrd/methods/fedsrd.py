@@ -70,12 +70,13 @@ class _SRD(Method):
         """The sparse change of this round's factor, module by module, so that memory holds one module's products."""
         factor = decompose.factor_of_round(step.round)
         keep = 1.0 - self.options.download_sparsity
+        seed = rng.integer(step.seed, "download mask", step.round)
         broadcast = {}
         for name, pair in state.items():
             change = self.change(pair, [dense_pair(name, pair, delta) for delta in deltas], weights)
             moved = decompose.alternate(change, pair, factor, self.options.cutoff, self.options.damping)
-            mask = rng.keep_mask(moved.numel(), keep, step.seed, "download mask", step.round, name, factor)
-            broadcast[Slot(name, factor)] = decompose.sparsify_at_random(moved, torch.from_numpy(mask), keep)
+            slot = Slot(name, factor)
+            broadcast[slot] = decompose.sparsify_at_random(moved, slot, seed, keep)
         return broadcast
 
     def change(self, pair: LoraPair, deltas: Sequence[LoraPair], weights: Sequence[float]) -> reconstruct.LowRank:

@@ -1,20 +1,27 @@
-"""What a payload holds, for people: header, and with the shape table also counts and densities."""
+"""What a payload holds, for people: header, and with the shape table what travels, how, and how near to the entropy."""
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 from fedsrd.core.factors import ShapeTable
-from fedsrd.wire import positions as position_codings
-from fedsrd.wire import values as value_codings
-from fedsrd.wire.payload import FORMAT_VERSION, Kind, decode_delta, decode_start, read_header
+from fedsrd.wire.envelope import FORMAT_VERSION, Kind, decode_start, read_header
+from fedsrd.wire.payload import Travels, decode
+from fedsrd.wire.positions import CODINGS, bernoulli_bits
+from fedsrd.wire.values import TYPES
 
 
 def inspect_payload(payload: bytes, table: ShapeTable | None = None) -> dict[str, Any]:
-    """Header fields of a payload; with its shape table also what it carries, in all and of each tensor.
+    """Header fields of a payload; with its shape table also what it carries, in all and of each slot.
 
     Args:
         payload: the bytes.
         table: the shapes of the adapter that it belongs to, if known.
+
+    Returns:
+        JSON-ready fields. Of sections: `bytes`, and `entropy_bytes`, what their model could not go below (the classes'
+        coin tosses for positions, each symbol on its own for values). `bits_per_element` counts every element of the
+        slots that travel, `bits_per_value` what travels. `bernoulli_bytes` is the entropy of the listed positions if
+        all elements were equally likely.
 
     Raises:
         PayloadError: it is damaged, or not for this table.
@@ -32,31 +39,50 @@ def inspect_payload(payload: bytes, table: ShapeTable | None = None) -> dict[str
     found |= {
         "round": header.round,
         "applies_to_version": header.version,
-        "positions": _name(position_codings.CODINGS, header.positions),
-        "values": _name(value_codings.CODINGS, header.values),
+        "positions": _name(CODINGS, header.positions),
+        "values": _name(TYPES, header.values),
+        "block": header.block,
     }
     if table is None:
         return found
-    _, delta = decode_delta(payload, table)
+    decoded = decode(payload, table, tracing=True)
+    delta, travels = decoded.delta, decoded.travels
+    ways = [how.name.lower() for how in travels.values() if how is not Travels.NOT]
     count = sum(sparse.count for sparse in delta.values())
     elements = sum(sparse.elements for sparse in delta.values())
-    density = count / elements if elements else 0.0
+    listed = [sparse for slot, sparse in delta.items() if travels[slot] is Travels.LISTED]
     return found | {
-        "tensors": f"{len(delta)} of {len(table.shapes)}",
-        "elements": count,
-        "density": density,
+        "slots_that_travel": f"{len(ways)} of {len(travels)}",
+        "travelling": {way: ways.count(way) for way in sorted(set(ways))},
+        "values_that_travel": count,
+        "density": count / elements if elements else 0.0,
         "bits_per_element": 8 * len(payload) / elements if elements else 0.0,
-        "position_entropy_bits": _entropy(density),
-        "slots": {f"{slot.module}.{slot.factor}": sparse.count / sparse.elements for slot, sparse in delta.items()},
+        "bits_per_value": 8 * len(payload) / count if count else 0.0,
+        "bernoulli_bytes": bernoulli_bits(sum(s.count for s in listed), sum(s.elements for s in listed)) / 8,
+        "sections": _sections(decoded.sections, elements),
+        "slots": {
+            f"{slot.module}.{slot.factor}": {
+                "travels": travels[slot].name.lower(),
+                "density": sparse.count / sparse.elements,
+            }
+            for slot, sparse in delta.items()
+        },
     }
 
 
-def _name(codings: dict[int, Any], number: int) -> str:
+def _sections(trace: Sequence[tuple[str, int, float]], elements: int) -> dict[str, dict[str, float]]:
+    """Bytes and entropy of each section, summed over its pieces."""
+    summed: dict[str, tuple[int, float]] = {}
+    for name, size, bits in trace:
+        before = summed.get(name, (0, 0.0))
+        summed[name] = (before[0] + size, before[1] + bits)
+    return {
+        name: {"bytes": size, "entropy_bytes": round(bits / 8, 1), "bits_per_element": 8 * size / elements}
+        for name, (size, bits) in summed.items()
+    }
+
+
+def _name(codings: Any, number: int) -> str:
+    if number == 0:
+        return "none"
     return str(codings[number].name) if number in codings else f"unknown ({number})"
-
-
-def _entropy(density: float) -> float:
-    """Bits an element that positions cost at least when each travels with this probability, on its own."""
-    if not 0.0 < density < 1.0:
-        return 0.0
-    return -(density * math.log2(density) + (1 - density) * math.log2(1 - density))

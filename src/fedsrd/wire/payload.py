@@ -1,181 +1,167 @@
-"""The payload: one delta of LoRA factors as bytes, or the seed of their common start.
+"""A delta of LoRA factors as bytes.
 
-All numbers are little-endian. A payload is
-
-    offset  size  what
-    0       4     magic "FSRD"
-    4       1     format version, 1
-    5       1     kind: 0 start, 1 uplink, 2 downlink
-    6       1     coding of positions (see `positions.CODINGS`)
-    7       1     coding of values (see `values.CODINGS`)
-    8       4     round, uint32: the round that the delta belongs to (0 for a start)
-    12      4     version, uint32: the version of the global state that the delta applies to
-    16      16    digest of the shape table (BLAKE2b-128); names and shapes never travel
-    32      ...   body
-    end-16  16    BLAKE2b-128 of all bytes before it
-
-The body of a start is the seed (uint64). The body of a delta is, for every slot of the shape table in order, a uint64:
-0 when the slot does not change, 2 count for `count` elements at coded positions, 2 elements + 1 for all of them; then
-the coded positions of every slot that has some, then the values of every slot. The checksum finds accidents; it is no
-signature.
+docs/wire-format.md specifies it to the byte. In short: a header of 40 bytes that names the format's version, the round
+and the shape table that both ends hold; how every slot of the table travels; the positions; the values; a checksum.
 
 Nothing is allocated by a size that a payload claims: sizes are checked against the shape table first.
 """
 
-import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
 
-from fedsrd.core.factors import Delta, ShapeTable, Slot, SparseTensor
+from fedsrd import rng
+from fedsrd.core.factors import Delta, Draw, ShapeTable, Slot, SparseTensor
 from fedsrd.errors import PayloadError
 from fedsrd.wire import positions as position_codings
 from fedsrd.wire import values as value_codings
+from fedsrd.wire.coding import Coding, PositionCoding
+from fedsrd.wire.envelope import Header, Kind, open_payload, seal
+from fedsrd.wire.positions import Matrix
+from fedsrd.wire.reader import Reader
+from fedsrd.wire.values import Place, Quantised, ValueCoding
 
-MAGIC = b"FSRD"
-FORMAT_VERSION = 1
-_HEADER = struct.Struct("<4sBBBBII16s")
-_CHECKSUM = 16
-
-
-class Kind(IntEnum):
-    """What a payload is for."""
-
-    START = 0
-    UPLINK = 1
-    DOWNLINK = 2
+Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The first 32 bytes of a payload, read and checked."""
+class Travels(IntEnum):
+    """How one slot travels: two bits of a delta's body."""
 
-    kind: Kind
-    positions: int
-    values: int
-    round: int
-    version: int
-    table_digest: bytes
+    NOT = 0
+    WHOLE = 1
+    LISTED = 2
+    DRAWN = 3
 
 
-def encode_start(seed: int, table: ShapeTable) -> bytes:
-    """The common start as bytes: both ends expand it with `core.factors.initial_factors`. 56 bytes."""
-    return _seal(Header(Kind.START, 0, 0, 0, 0, table.digest), struct.pack("<Q", seed))
+@dataclass(slots=True)
+class _Part:
+    """One slot on its way into a payload."""
+
+    slot: Slot
+    shape: tuple[int, int]
+    travels: Travels
+    positions: Array | None
+    quantised: Quantised
 
 
-def decode_start(payload: bytes, table: ShapeTable) -> int:
-    """The seed of a start payload.
+@dataclass(frozen=True)
+class Decoded:
+    """What `decode` reads.
 
-    Raises:
-        PayloadError: it is damaged, of another kind, or for another adapter.
+    Attributes:
+        header: the payload's header.
+        delta: the changes by slot.
+        travels: how every slot of the table travels.
+        sections: (name, bytes, entropy in bits) of what was read, in order; empty unless asked for.
     """
-    header, body = _open(payload, table)
-    if header.kind is not Kind.START or len(body) != 8:
-        raise PayloadError(f"a {header.kind.name.lower()} payload of {len(body)} body bytes: expected a start of 8")
-    return int(struct.unpack("<Q", body)[0])
+
+    header: Header
+    delta: dict[Slot, SparseTensor]
+    travels: dict[Slot, Travels]
+    sections: list[tuple[str, int, float]]
 
 
-def encode_delta(delta: Delta, table: ShapeTable, kind: Kind, round_number: int, version: int) -> bytes:
-    """A delta as bytes, in the paper's own format: a bitmap for positions (none where all travel), float32 values.
+def encode_delta(
+    delta: Delta,
+    table: ShapeTable,
+    kind: Kind,
+    round_number: int,
+    version: int,
+    coding: Coding | None = None,
+    seed: int = 0,
+) -> bytes:
+    """A delta as bytes.
+
+    Listed elements whose value is zero, or rounds to it, do not travel.
 
     Args:
-        delta: sparse or dense changes by slot; slots that are not there cost eight bytes.
+        delta: sparse or dense changes by slot; slots that are not there cost two bits.
         table: the shapes that both ends know.
         kind: UPLINK or DOWNLINK.
         round_number: the round that it belongs to.
         version: the version of the global state that it applies to.
+        coding: number type and position coding; by default float32 and what is smallest.
+        seed: of random rounding, where the number type needs it; the receiver does not.
 
     Raises:
         ValueError: a slot is not in the table or has another shape there, its positions are not strictly increasing,
-            or the kind is START.
+            a value is not finite or beyond the number type, or the kind is START.
     """
     if kind is Kind.START:
         raise ValueError("kind START: a start has no delta; use encode_start")
+    coding = coding or Coding()
+    number, type_ = _value_type(coding)
     shapes = table.shapes
-    for slot, sparse in delta.items():
-        if shapes.get(slot) != sparse.shape:
-            raise ValueError(f"{slot} with shape {sparse.shape}: the shape table says {shapes.get(slot, 'nothing')}")
-        if sparse.positions is not None and not (sparse.positions.diff() > 0).all():
-            raise ValueError(f"{slot}: positions must be strictly increasing")
-    position_coding = position_codings.CODINGS[position_codings.BITMAP]
-    value_coding = value_codings.CODINGS[value_codings.FLOAT32]
-    counts, coded_positions, coded_values = [], [], []
+    _check(delta, shapes)
+    block = _block(delta, coding) if type_.scaled else 0
+    draw = _common_draw(delta) if coding.positions == "auto" else None
+    parts = []
     for slot in shapes:
-        if slot not in delta:
-            counts.append(0)
-            continue
-        sparse = delta[slot]
-        counts.append(2 * sparse.count + (sparse.positions is None))
-        if sparse.positions is not None and sparse.count:
-            coded_positions.append(position_coding.encode(sparse.positions.cpu().numpy(), sparse.elements))
-        coded_values.append(value_coding.encode(sparse.values.detach().cpu().numpy()))
-    header = Header(kind, position_codings.BITMAP, value_codings.FLOAT32, round_number, version, table.digest)
-    body = [struct.pack(f"<{len(counts)}Q", *counts), *coded_positions, *coded_values]
-    return _seal(header, b"".join(body))
+        sparse = delta.get(slot)
+        if sparse is not None and sparse.count:
+            part = _part(slot, sparse, type_, block, draw, seed)
+            if part.travels is not Travels.NOT:
+                parts.append(part)
+    listed = [part for part in parts if part.travels is Travels.LISTED]
+    chosen, positions = _encode_positions(listed, coding.positions)
+    header = Header(kind, chosen, number if parts else 0, block if parts else 0, round_number, version, table.digest)
+    body = [_pack_travels(shapes, parts)]
+    if draw is not None and any(part.travels is Travels.DRAWN for part in parts):
+        body.append(struct.pack("<QI", draw.seed, _threshold(draw)))
+    body.append(positions)
+    if parts:
+        body.append(type_.pack([part.quantised for part in parts]))
+    return seal(header, b"".join(body))
 
 
 def decode_delta(payload: bytes, table: ShapeTable) -> tuple[Header, dict[Slot, SparseTensor]]:
-    """Header and delta of an uplink or downlink payload; tensors are new, on the CPU.
+    """Header and delta of an uplink or downlink payload; tensors are new, on the CPU, and finite.
 
     Raises:
-        PayloadError: it is damaged, of a version or coding that this reader does not know, or for another adapter.
-            Nothing larger than the shape table's own tensors is allocated before that is known.
+        PayloadError: it is damaged, of a version or coding that this reader does not know, for another adapter, or not
+            finite. Nothing larger than the shape table's own tensors is allocated before that is known.
     """
-    header, body = _open(payload, table)
+    decoded = decode(payload, table)
+    return decoded.header, decoded.delta
+
+
+def decode(payload: bytes, table: ShapeTable, *, tracing: bool = False) -> Decoded:
+    """As `decode_delta`, with how every slot travels and, when `tracing`, the size and entropy of each section."""
+    header, reader = open_payload(payload, table, tracing=tracing)
     if header.kind is Kind.START:
         raise PayloadError("a start payload: expected an uplink or downlink")
-    position_coding = position_codings.CODINGS.get(header.positions)
-    value_coding = value_codings.CODINGS.get(header.values)
-    if position_coding is None or value_coding is None:
-        raise PayloadError(
-            f"codings {header.positions} and {header.values}: this reader does not know them; upgrade it"
-        )
     shapes = table.shapes
-    view = body[8 * len(shapes) :]
-    found: list[tuple[Slot, tuple[int, int], torch.Tensor | None, int]] = []
-    for (slot, shape), entry in zip(shapes.items(), _entries(body, len(shapes)), strict=True):
-        count, whole, elements = entry >> 1, bool(entry & 1), shape[0] * shape[1]
-        if count > elements or (whole and count != elements):
-            raise PayloadError(f"{slot.module} {slot.factor}: {count} values for {elements} elements")
-        indices = None
-        if count and not whole:
-            decoded, used = position_coding.decode(view, elements, count)
-            indices, view = torch.from_numpy(decoded), view[used:]
-        if count:
-            found.append((slot, shape, indices, count))
+    travels = _read_travels(reader, shapes)
+    moving = [(slot, shapes[slot]) for slot, how in travels.items() if how is not Travels.NOT]
+    draw = None
+    if Travels.DRAWN in travels.values():
+        draw = _read_draw(reader)
+    matrices = [_matrix(slot, shape) for slot, shape in moving if travels[slot] is Travels.LISTED]
+    listed = iter(_read_positions(reader, header, matrices))
+    places, found = [], []
+    for slot, (rows, columns) in moving:
+        elements, positions = rows * columns, None
+        if travels[slot] is Travels.LISTED:
+            positions = next(listed)
+        elif travels[slot] is Travels.DRAWN and draw is not None:
+            positions = draw.positions(slot, elements).numpy()
+        places.append(Place(elements, positions, elements if positions is None else len(positions)))
+        found.append((slot, (rows, columns), draw if travels[slot] is Travels.DRAWN else None))
+    values = _read_values(reader, header, places)
+    reader.end()
     delta = {}
-    for slot, shape, indices, count in found:
-        numbers, used = value_coding.decode(view, count)
-        view = view[used:]
-        delta[slot] = SparseTensor(shape, indices, torch.from_numpy(numbers))
-    if len(view):
-        raise PayloadError(f"{len(view)} bytes too many after the last value")
-    return header, delta
-
-
-def read_header(payload: bytes) -> Header:
-    """The header alone, with the checksum verified, for who does not hold the shape table.
-
-    Raises:
-        PayloadError: it is no payload, damaged, or of a format version that this reader does not know.
-    """
-    if len(payload) < _HEADER.size + _CHECKSUM:
-        raise PayloadError(f"{len(payload)} bytes: a payload has at least {_HEADER.size + _CHECKSUM}")
-    magic, version, kind, *rest = _HEADER.unpack_from(payload)
-    if magic != MAGIC:
-        raise PayloadError(f"starts with {magic!r}: expected {MAGIC!r}, so this is no FedSRD payload")
-    if version != FORMAT_VERSION:
-        raise PayloadError(
-            f"format version {version}: this reader knows version {FORMAT_VERSION}; upgrade the older end"
-        )
-    if _checksum(memoryview(payload)[:-_CHECKSUM]) != payload[-_CHECKSUM:]:
-        raise PayloadError("checksum does not match: the payload was damaged on its way")
-    if kind not in list(Kind):
-        raise PayloadError(f"kind {kind}: this reader knows {', '.join(f'{k.value} {k.name.lower()}' for k in Kind)}")
-    return Header(Kind(kind), *rest)
+    for (slot, shape, drawn), place, numbers in zip(found, places, values, strict=True):
+        if not np.isfinite(numbers).all():
+            raise PayloadError(f"{slot.module} {slot.factor}: a value is NaN or infinite")
+        if len(numbers):
+            where = None if place.positions is None else torch.from_numpy(place.positions)
+            delta[slot] = SparseTensor(shape, where, torch.from_numpy(numbers), drawn)
+    return Decoded(header, delta, travels, reader.trace or [])
 
 
 def is_finite(delta: Delta) -> bool:
@@ -183,30 +169,127 @@ def is_finite(delta: Delta) -> bool:
     return all(bool(torch.isfinite(sparse.values).all()) for sparse in delta.values())
 
 
-def _entries(body: memoryview, slots: int) -> list[int]:
-    if len(body) < 8 * slots:
-        raise PayloadError(f"{len(body)} body bytes: the counts of {slots} slots need {8 * slots}: truncated")
-    return [int(entry) for entry in np.frombuffer(body[: 8 * slots], dtype="<u8")]
+def _value_type(coding: Coding) -> tuple[int, ValueCoding]:
+    return next((number, type_) for number, type_ in value_codings.TYPES.items() if type_.name == coding.values)
 
 
-def _seal(header: Header, body: bytes) -> bytes:
-    codings = (header.positions, header.values)
-    head = _HEADER.pack(MAGIC, FORMAT_VERSION, header.kind, *codings, header.round, header.version, header.table_digest)
-    return b"".join((head, body, _checksum(head, body)))
+def _check(delta: Delta, shapes: dict[Slot, tuple[int, int]]) -> None:
+    for slot, sparse in delta.items():
+        if shapes.get(slot) != sparse.shape:
+            raise ValueError(f"{slot} with shape {sparse.shape}: the shape table says {shapes.get(slot, 'nothing')}")
+        if sparse.positions is not None and sparse.draw is None and not (sparse.positions.diff() > 0).all():
+            raise ValueError(f"{slot}: positions must be strictly increasing")
 
 
-def _open(payload: bytes, table: ShapeTable) -> tuple[Header, memoryview]:
-    header = read_header(payload)
-    if header.table_digest != table.digest:
-        raise PayloadError(
-            f"shape table {header.table_digest.hex()}: expected {table.digest.hex()}; "
-            "the sender adapts another model, other modules or another rank"
-        )
-    return header, memoryview(payload)[_HEADER.size : -_CHECKSUM]
+def _block(delta: Delta, coding: Coding) -> int:
+    """Elements of a matrix under one scale, so that a scale has `coding.block` values on average."""
+    count = sum(sparse.count for sparse in delta.values())
+    elements = sum(sparse.elements for sparse in delta.values() if sparse.count)
+    return min(max(round(coding.block * elements / count), 1), (1 << 32) - 1) if count else coding.block
 
 
-def _checksum(*parts: bytes | memoryview) -> bytes:
-    hasher = hashlib.blake2b(digest_size=_CHECKSUM)
-    for part in parts:
-        hasher.update(part)
-    return hasher.digest()
+def _common_draw(delta: Delta) -> Draw | None:
+    """The draw that a payload names: that of the first drawn slot; slots of another draw are listed."""
+    draws = (sparse.draw for sparse in delta.values() if sparse.count)
+    return next((draw for draw in draws if draw is not None and 0 < _threshold(draw) < 1 << 32), None)
+
+
+def _threshold(draw: Draw) -> int:
+    return round(draw.keep * (1 << 32))
+
+
+def _part(slot: Slot, sparse: SparseTensor, type_: ValueCoding, block: int, draw: Draw | None, seed: int) -> _Part:
+    values = sparse.values.detach().cpu().numpy()
+    positions = None if sparse.positions is None else sparse.positions.cpu().numpy()
+    uniform = None
+    if type_.scaled:
+        words = rng.words(len(values), seed, "rounding", slot.module, slot.factor)
+        uniform = (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    try:
+        quantised = type_.quantise(values, Place(sparse.elements, positions, len(values)), block, uniform)
+    except ValueError as error:
+        raise ValueError(f"{slot.module} {slot.factor}: {error}") from None
+    if positions is None:
+        return _Part(slot, sparse.shape, Travels.WHOLE, None, quantised)
+    if draw is not None and sparse.draw == draw:
+        return _Part(slot, sparse.shape, Travels.DRAWN, None, quantised)
+    kept = type_.kept(quantised)
+    if not kept.all():
+        positions, quantised = positions[kept], Quantised(quantised.numbers[kept], quantised.scales)
+    if len(positions) == sparse.elements:
+        return _Part(slot, sparse.shape, Travels.WHOLE, None, quantised)
+    return _Part(slot, sparse.shape, Travels.LISTED if len(positions) else Travels.NOT, positions, quantised)
+
+
+def _matrix(slot: Slot, shape: tuple[int, int]) -> Matrix:
+    return Matrix(f"{slot.module} {slot.factor}", *shape, by_row=slot.factor == "A")
+
+
+def _encode_positions(parts: Sequence[_Part], wanted: PositionCoding) -> tuple[int, bytes]:
+    """Number of the coding and its bytes; 0 and nothing where nothing is listed."""
+    if not parts:
+        return 0, b""
+    matrices = [_matrix(part.slot, part.shape) for part in parts]
+    found = [part.positions for part in parts if part.positions is not None]
+    names = {coding.name: number for number, coding in position_codings.CODINGS.items()}
+    if wanted != "auto":
+        number = names[wanted]
+        return number, position_codings.CODINGS[number].encode(matrices, found)
+    gaps = position_codings.encode_gaps(matrices, found)
+    if len(gaps) <= sum((matrix.elements + 7) // 8 for matrix in matrices):
+        return position_codings.GAPS, gaps
+    return position_codings.BITMAP, position_codings.encode_bitmap(matrices, found)
+
+
+def _pack_travels(shapes: dict[Slot, tuple[int, int]], parts: Sequence[_Part]) -> bytes:
+    known = {part.slot: int(part.travels) for part in parts}
+    codes = np.array([known.get(slot, 0) for slot in shapes], dtype=np.uint8)
+    bits = np.stack((codes & 1, codes >> 1), axis=1)
+    return np.packbits(bits.reshape(-1), bitorder="little").tobytes()
+
+
+def _read_travels(reader: Reader, shapes: dict[Slot, tuple[int, int]]) -> dict[Slot, Travels]:
+    packed = reader.array("u1", (len(shapes) + 3) // 4, "slots")
+    bits = np.unpackbits(packed, bitorder="little")
+    if bits[2 * len(shapes) :].any():
+        raise PayloadError(f"slots: bits are set after those of the {len(shapes)} slots")
+    pairs = bits[: 2 * len(shapes)].reshape(-1, 2)
+    travels = {}
+    for (slot, (rows, columns)), (low, high) in zip(shapes.items(), pairs.tolist(), strict=True):
+        travels[slot] = Travels(low + 2 * high)
+        if travels[slot] is not Travels.NOT and not rows * columns:
+            raise PayloadError(f"{slot.module} {slot.factor}: has no elements, and yet something travels")
+    return travels
+
+
+def _read_draw(reader: Reader) -> Draw:
+    seed, threshold = reader.number("<u8", "draw"), reader.number("<u4", "draw")
+    if not threshold:
+        raise PayloadError("draw: keeps no element; expected a probability above 0")
+    return Draw(seed, threshold / (1 << 32))
+
+
+def _read_positions(reader: Reader, header: Header, matrices: Sequence[Matrix]) -> list[Array]:
+    if not matrices:
+        if header.positions:
+            raise PayloadError(f"position coding {header.positions} and no listed slot: expected 0")
+        return []
+    coding = position_codings.CODINGS.get(header.positions)
+    if coding is None:
+        known = ", ".join(f"{number} {entry.name}" for number, entry in position_codings.CODINGS.items())
+        raise PayloadError(f"position coding {header.positions}: this reader knows {known}; upgrade it")
+    return coding.decode(reader, matrices)
+
+
+def _read_values(reader: Reader, header: Header, places: Sequence[Place]) -> list[Array]:
+    if not places:
+        if header.values or header.block:
+            raise PayloadError(f"value type {header.values}, block {header.block} and no values: expected 0 and 0")
+        return []
+    type_ = value_codings.TYPES.get(header.values)
+    if type_ is None:
+        known = ", ".join(f"{number} {entry.name}" for number, entry in value_codings.TYPES.items())
+        raise PayloadError(f"value type {header.values}: this reader knows {known}; upgrade it")
+    if type_.scaled != (header.block > 0):
+        raise PayloadError(f"block {header.block} with {type_.name}: scaled types have a block, others have 0")
+    return type_.unpack(reader, places, header.block)

@@ -1,38 +1,259 @@
-"""Codings of values: the numbers of a payload, in the order of their positions. As `positions`, one number a coding."""
+"""Number types of values: the numbers of a payload, in the order of their positions.
 
-from collections.abc import Callable
-from typing import NamedTuple
+A type quantises the values of one matrix, packs those of all matrices into one section, and reads them back. New types
+get a new number in `TYPES` and nothing else changes. Floats travel raw or with their exponents entropy-coded, whichever
+is smaller; integers are always entropy-coded and have one scale for each block of the matrix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from fedsrd.errors import PayloadError
+from fedsrd.wire.reader import Reader
+from fedsrd.wire.symbols import coded_size, decode_histogram, encode_histogram
 
-Values = np.ndarray  # (count,) float32
+Array = np.ndarray[Any, Any]
+Values = Array  # (count,) float32
 
 
-class Coding(NamedTuple):
-    """One way to write values; `name` is what `fedsrd inspect` shows."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one matrix's values belong: its number of elements, and their positions (None: all elements)."""
+
+    elements: int
+    positions: Array | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """The values of one matrix as they travel.
+
+    Attributes:
+        numbers: (count,) words or levels.
+        scales: (blocks,) bfloat16 words; empty for floats.
+    """
+
+    numbers: Array
+    scales: Array
+
+
+class ValueCoding(Protocol):
+    """One number type."""
+
+    @property
+    def name(self) -> str:
+        """As a recipe says it."""
+
+    @property
+    def scaled(self) -> bool:
+        """Whether values share scales by block."""
+
+    def quantise(self, values: Values, place: Place, block: int, uniform: Array | None) -> Quantised:
+        """The values of one matrix, rounded to the type."""
+
+    def kept(self, quantised: Quantised) -> Array:
+        """(count,) bool: False where a value became zero."""
+
+    def pack(self, parts: Sequence[Quantised]) -> bytes:
+        """The values of all matrices as one section."""
+
+    def unpack(self, reader: Reader, places: Sequence[Place], block: int) -> list[Values]:
+        """The inverse of `pack` and `quantise`. Raises PayloadError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Float:
+    """IEEE 754 binary32 or binary16, or bfloat16 (the upper half of a binary32). Rounded to nearest, ties to even."""
 
     name: str
-    encode: Callable[[Values], bytes]
-    decode: Callable[[memoryview, int], tuple[Values, int]]
+    bits: int
+    scaled: bool = False
+
+    def quantise(self, values: Values, place: Place, block: int, uniform: Array | None) -> Quantised:
+        """Words of the type.
+
+        Raises:
+            ValueError: a value is beyond the type's largest number.
+        """
+        words = self.words(values)
+        if not _finite(self.floats(words)):
+            raise ValueError(f"a value of {np.abs(values).max():.3g} does not fit {self.name}")
+        return Quantised(words, np.empty(0, dtype=np.uint16))
+
+    def kept(self, quantised: Quantised) -> Array:
+        """Both zeros count as zero."""
+        kept: Array = (quantised.numbers << quantised.numbers.dtype.type(1)) != 0
+        return kept
+
+    def pack(self, parts: Sequence[Quantised]) -> bytes:
+        """As `pack_words`."""
+        return self.pack_words([part.numbers for part in parts])
+
+    def unpack(self, reader: Reader, places: Sequence[Place], block: int) -> list[Values]:
+        """The values of each place."""
+        counts = [place.count for place in places]
+        floats = self.floats(self.unpack_words(reader, sum(counts), "values"))
+        return np.split(floats, np.cumsum(counts)[:-1]) if counts else []
+
+    def words(self, values: Values) -> Array:
+        """Float32 to words: (count,) uint32 or uint16."""
+        if self.name == "float32":
+            return np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        if self.name == "float16":
+            with np.errstate(over="ignore"):
+                return values.astype(np.float16).view(np.uint16)
+        wide = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        return ((wide + (np.uint32(0x7FFF) + ((wide >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype(
+            np.uint16
+        )
+
+    def floats(self, words: Array) -> Values:
+        """Words to float32, exactly."""
+        if self.name == "float32":
+            return words.view(np.float32)
+        if self.name == "float16":
+            return words.view(np.float16).astype(np.float32)
+        return (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+    def pack_words(self, parts: Sequence[Array]) -> bytes:
+        """uint8 0 and the raw words; or uint8 1, a histogram-coded section of the first byte of every word rotated left
+        by one bit (its exponent, for the most part), and the remaining bytes of the rotated words as they are.
+        """
+        tops = [self._top(words) for words in parts]
+        size = self.bits // 8
+        count = sum(len(words) for words in parts)
+        counts = sum((np.bincount(top, minlength=256) for top in tops), np.zeros(256, dtype=np.int64))
+        if coded_size(counts) >= count:
+            return b"\0" + b"".join(words.astype(f"<u{size}", copy=False).tobytes() for words in parts)
+        rest = []
+        for words in parts:
+            rotated = self._rotated(words).astype(f"<u{size}", copy=False)
+            rest.append(rotated.view(np.uint8).reshape(-1, size)[:, : size - 1].tobytes())
+        return b"".join([b"\1", encode_histogram(tops), *rest])
+
+    def unpack_words(self, reader: Reader, count: int, what: str) -> Array:
+        """The inverse of `pack_words`, new and writable. Raises PayloadError."""
+        size = self.bits // 8
+        began = reader.at
+        coded = reader.number("u1", what)
+        if coded > 1:
+            raise PayloadError(f"{what}: {coded} says how they travel; this reader knows 0 (raw) and 1 (coded)")
+        if coded == 0:
+            words: Array = reader.array(f"<u{size}", count, what).astype(f"u{size}")
+            reader.note(what, reader.at - began, 8.0 * size * count)
+            return words
+        top = decode_histogram(reader, count, f"{what} (exponents)")
+        began = reader.at
+        rotated = np.empty((count, size), dtype=np.uint8)
+        rotated[:, : size - 1] = reader.array("u1", (size - 1) * count, what).reshape(count, size - 1)
+        rotated[:, size - 1] = top
+        reader.note(f"{what} (mantissas)", reader.at - began, 8.0 * (size - 1) * count)
+        wide = rotated.reshape(-1).view(f"<u{size}").astype(f"u{size}", copy=False)
+        restored: Array = (wide >> wide.dtype.type(1)) | (wide << wide.dtype.type(self.bits - 1))
+        return restored
+
+    def _rotated(self, words: Array) -> Array:
+        rotated: Array = (words << words.dtype.type(1)) | (words >> words.dtype.type(self.bits - 1))
+        return rotated
+
+    def _top(self, words: Array) -> Array:
+        # The rotated word's first byte: bits 7 to 14 of sixteen, 23 to 30 of thirty-two.
+        top: Array = (words >> words.dtype.type(self.bits - 9)).astype(np.uint8)
+        return top
 
 
-def encode_float32(values: Values) -> bytes:
-    """IEEE 754 binary32, little-endian, four bytes a value."""
-    return values.astype("<f4", copy=False).tobytes()
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """Whole numbers -levels to levels times a bfloat16 scale, one for every `block` elements of the matrix.
 
-
-def decode_float32(view: memoryview, count: int) -> tuple[Values, int]:
-    """The inverse of `encode_float32`, as a copy that can be written to.
-
-    Raises:
-        PayloadError: fewer than `count` values are left.
+    The scale is the least that takes the block's largest value. Rounding is at random, up with the probability of the
+    fraction, so that the expectation is the value (Alistarh et al., QSGD, arXiv 1610.02132).
     """
-    if len(view) < 4 * count:
-        raise PayloadError(f"{count} float32 values need {4 * count} bytes, {len(view)} are left: truncated")
-    return np.frombuffer(view[: 4 * count], dtype="<f4").astype(np.float32), 4 * count
+
+    name: str
+    levels: int
+    scaled: bool = True
+
+    def quantise(self, values: Values, place: Place, block: int, uniform: Array | None) -> Quantised:
+        """Levels as int8 and scales.
+
+        Args:
+            values: (count,) float32, finite.
+            place: where they belong.
+            block: elements of the matrix under one scale.
+            uniform: (count,) in [0, 1) to round at random; None rounds to the nearest.
+
+        Raises:
+            ValueError: a scale is beyond bfloat16's largest number.
+        """
+        blocks = _blocks(place, block)
+        largest = np.zeros(-(-place.elements // block), dtype=np.float32)
+        if len(values):
+            starts = np.flatnonzero(np.diff(blocks, prepend=-1))
+            largest[blocks[starts]] = np.maximum.reduceat(np.abs(values), starts)
+        scales = _round_up(largest / np.float32(self.levels))
+        if not _finite(BFLOAT16.floats(scales)):
+            raise ValueError(f"a value of {largest.max():.3g} does not fit {self.name}: its scale is no bfloat16")
+        scale = BFLOAT16.floats(scales)[blocks]
+        exact = np.divide(values, scale, out=np.zeros_like(values), where=scale > 0)
+        shift = np.float32(0.5) if uniform is None else uniform
+        numbers = np.clip(np.floor(exact + shift), -self.levels, self.levels).astype(np.int8)
+        return Quantised(numbers, scales)
+
+    def kept(self, quantised: Quantised) -> Array:
+        """Level zero says nothing."""
+        kept: Array = quantised.numbers != 0
+        return kept
+
+    def pack(self, parts: Sequence[Quantised]) -> bytes:
+        """All scales as bfloat16 (as `Float.pack_words`), then all levels plus `levels`, histogram-coded."""
+        levels = [(part.numbers + np.int16(self.levels)).astype(np.uint8) for part in parts]
+        return BFLOAT16.pack_words([part.scales for part in parts]) + encode_histogram(levels)
+
+    def unpack(self, reader: Reader, places: Sequence[Place], block: int) -> list[Values]:
+        """Level times scale, one exact float32 product a value."""
+        blocks = [-(-place.elements // block) for place in places]
+        scales = BFLOAT16.floats(BFLOAT16.unpack_words(reader, sum(blocks), "scales"))
+        if not _finite(scales * np.float32(self.levels)) or np.signbit(scales).any():
+            raise PayloadError("scales: expected finite, non-negative numbers")
+        symbols = decode_histogram(reader, sum(place.count for place in places), "values")
+        if len(symbols) and symbols.max() > 2 * self.levels:
+            raise PayloadError(f"values: level {symbols.max()} of {2 * self.levels + 1}")
+        found, first, start = [], 0, 0
+        for place, number in zip(places, blocks, strict=True):
+            levels = symbols[start : start + place.count].astype(np.float32) - np.float32(self.levels)
+            found.append(levels * scales[first : first + number][_blocks(place, block)])
+            first, start = first + number, start + place.count
+        return found
 
 
-FLOAT32 = 1
-CODINGS: dict[int, Coding] = {FLOAT32: Coding("float32", encode_float32, decode_float32)}
+def _blocks(place: Place, block: int) -> Array:
+    """The block of every value."""
+    positions = np.arange(place.elements) if place.positions is None else place.positions
+    blocks: Array = positions // block
+    return blocks
+
+
+def _round_up(scales: Values) -> Array:
+    """The least bfloat16 at or above each non-negative float32, as words."""
+    wide = np.ascontiguousarray(scales, dtype=np.float32).view(np.uint32)
+    return ((wide + np.uint32(0xFFFF)) >> np.uint32(16)).astype(np.uint16)
+
+
+def _finite(values: Values) -> bool:
+    return bool(np.isfinite(values).all())
+
+
+BFLOAT16 = Float("bfloat16", 16)
+TYPES: dict[int, ValueCoding] = {
+    1: Float("float32", 32),
+    2: BFLOAT16,
+    3: Float("float16", 16),
+    4: Integer("int8", 127),
+    5: Integer("int4", 7),
+    6: Integer("ternary", 1),
+}

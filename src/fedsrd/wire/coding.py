@@ -1,0 +1,26 @@
+"""How a direction is coded: the choices of the sender. A reader needs none of them, the payload says what it holds."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ValueType = Literal["float32", "bfloat16", "float16", "int8", "int4", "ternary"]
+PositionCoding = Literal["auto", "bitmap", "gaps"]
+
+
+class Coding(BaseModel):
+    """How one direction's payloads are written; the keys of a recipe's [wire.uplink] and [wire.downlink].
+
+    Attributes:
+        values: the number type that travels. Floats round to the nearest; integers have a scale for each block and
+            round at random, so that their expectation is the value itself.
+        positions: "auto" sends the seed of positions that were drawn and else what is smallest; "bitmap" is the
+            paper's format, one bit an element; "gaps" codes the distances between elements.
+        block: for integers, the mean number of values under one scale.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    values: ValueType = "float32"
+    positions: PositionCoding = "auto"
+    block: Annotated[int, Field(ge=1, le=1 << 20)] = 128
