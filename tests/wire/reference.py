@@ -1,0 +1,186 @@
+"""A reader of payloads in plain Python, written from docs/wire-format.md alone: no numpy, no entropy coder and no random
+generator of a library, nothing of `fedsrd.wire`. Slow on purpose; the real reader is held against it.
+"""
+
+import hashlib
+import math
+import struct
+
+U64 = (1 << 64) - 1
+
+
+class Stream:
+    def __init__(self, words):
+        self.words = list(words)
+        self.code = self.next() << 32 | self.next()
+        self.range = U64
+
+    def next(self):
+        return self.words.pop(0) if self.words else 0
+
+    def symbol(self, table):
+        scale = self.range >> 24
+        quantile = self.code // scale
+        assert quantile < 1 << 24
+        k, start = 0, 0
+        while start + table[k] <= quantile:
+            start += table[k]
+            k += 1
+        self.code -= scale * start
+        self.range = scale * table[k]
+        if self.range < 1 << 32:
+            self.range <<= 32
+            self.code = (self.code << 32 | self.next()) & U64
+        return k
+
+
+class Bytes:
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, size):
+        assert self.at + size <= len(self.data)
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def numbers(self, code, count):
+        return list(struct.unpack(f"<{count}{code}", self.take(struct.calcsize(f"<{count}{code}"))))
+
+    def stream(self):
+        return Stream(self.numbers("I", self.numbers("I", 1)[0]))
+
+    def histogram(self, count):
+        if not count:
+            return []
+        n = self.numbers("B", 1)[0] + 1
+        symbols, weights = self.numbers("B", n), self.numbers("H", n)
+        if n == 1:
+            return symbols * count
+        table = [1 + w * ((1 << 24) - n) // sum(weights) for w in weights]
+        table[weights.index(max(weights))] += (1 << 24) - sum(table)
+        stream = self.stream()
+        return [symbols[stream.symbol(table)] for _ in range(count)]
+
+    def floats(self, count, kind):
+        size = {"float32": 4, "bfloat16": 2, "float16": 2}[kind]
+        if self.numbers("B", 1)[0] == 0:
+            words = self.numbers("I" if size == 4 else "H", count)
+        else:
+            top = self.histogram(count)
+            rest = self.take((size - 1) * count)
+            words = []
+            for i, high in enumerate(top):
+                rotated = int.from_bytes(rest[(size - 1) * i : (size - 1) * (i + 1)] + bytes([high]), "little")
+                words.append(rotated >> 1 | (rotated & 1) << (8 * size - 1))
+        if kind == "float16":
+            return [struct.unpack("<e", struct.pack("<H", word))[0] for word in words]
+        return [struct.unpack("<f", struct.pack("<I", word << 32 - 8 * size))[0] for word in words]
+
+
+def philox(counter, key):
+    """One block of Philox4x64-10: four outputs."""
+    a, b, c, d = counter, 0, 0, 0
+    k, m = key
+    for _ in range(10):
+        left, right = 0xD2E7470EE14C6C93 * a, 0xCA5A826395121157 * c
+        a, b, c, d = right >> 64 ^ b ^ k, right & U64, left >> 64 ^ d ^ m, left & U64
+        k, m = (k + 0x9E3779B97F4A7C15) & U64, (m + 0xBB67AE8584CAA73B) & U64
+    return a, b, c, d
+
+
+def philox_mask(seed, names, threshold, count):
+    hasher = hashlib.blake2b(struct.pack("<Q", seed), digest_size=16, person=b"fedsrd-philox-v1")
+    for name in names:
+        hasher.update(b"s" + struct.pack("<Q", len(name.encode())) + name.encode())
+    key = struct.unpack("<2Q", hasher.digest())
+    raw = [word for block in range(1, count // 8 + 2) for word in philox(block, key)]
+    words = [half for word in raw for half in (word & 0xFFFFFFFF, word >> 32)]
+    return [e for e in range(count) if words[e] < threshold]
+
+
+def gap_table(ones, places):
+    q, power, starts = (places - ones) / places, 1.0, []
+    for j in range(256):
+        starts.append(math.floor((1.0 - power) * float((1 << 24) - 256)) + j)
+        power *= q
+    starts.append(1 << 24)
+    return [b - a for a, b in zip(starts, starts[1:], strict=False)]
+
+
+def gaps(body, listed):
+    """listed: (rows, columns, factor) of each slot; gives each one's positions."""
+    component_count = [rows if factor == "A" else columns for rows, columns, factor in listed]
+    classes = iter(body.histogram(sum(component_count)))
+    places = {}
+    for number, (rows, columns, factor) in enumerate(listed):
+        own = [next(classes) for _ in range(component_count[number])]
+        for element in range(rows * columns):
+            component = element // columns if factor == "A" else element % columns
+            places.setdefault(own[component], []).append((number, element))
+    counts = {c: body.numbers("Q", 2) for c in sorted(places)}
+    stream = body.stream()
+    found = [[] for _ in listed]
+    for c in sorted(places):
+        ones, symbols = counts[c]
+        table, at = gap_table(ones, len(places[c])), 0
+        for _ in range(symbols):
+            symbol = stream.symbol(table)
+            at += symbol
+            if symbol < 255:
+                number, element = places[c][at]
+                found[number].append(element)
+                at += 1
+    return [sorted(positions) for positions in found]
+
+
+def read(payload, modules):
+    """{(module, factor): {position: value}} of a delta payload; modules: (name, out, in, rank)."""
+    assert hashlib.blake2b(payload[:-16], digest_size=16).digest() == payload[-16:]
+    magic, version, kind, flags, coding, type_, reserved, block, _, _, digest = struct.unpack(
+        "<4sBBBBB3sIII16s", payload[:40]
+    )
+    assert (magic, version, flags, reserved) == (b"FSRD", 2, 0, bytes(3))
+    assert kind in (1, 2)
+    hasher = hashlib.blake2b(digest_size=16, person=b"fedsrd-shapes")
+    slots = []
+    for name, out_features, in_features, rank in modules:
+        raw = name.encode()
+        hasher.update(struct.pack("<4Q", len(raw), out_features, in_features, rank) + raw)
+        slots += [(name, "B", out_features, rank), (name, "A", rank, in_features)]
+    assert hasher.digest() == digest
+    body = Bytes(payload[40:-16])
+    packed = body.take((len(slots) + 3) // 4)
+    travels = [packed[i // 4] >> 2 * (i % 4) & 3 for i in range(len(slots))]
+    seed, threshold = (body.numbers("Q", 1)[0], body.numbers("I", 1)[0]) if 3 in travels else (0, 0)
+    listed = [(rows, columns, factor) for (_, factor, rows, columns), how in zip(slots, travels, strict=True) if how == 2]
+    if coding == 1:
+        found = []
+        for rows, columns, _ in listed:
+            bits = body.take((rows * columns + 7) // 8)
+            found.append([e for e in range(rows * columns) if bits[e // 8] >> e % 8 & 1])
+    else:
+        found = gaps(body, listed) if listed else []
+    remaining = iter(found)
+    positions = {}
+    for (name, factor, rows, columns), how in zip(slots, travels, strict=True):
+        if how == 1:
+            positions[name, factor] = range(rows * columns)
+        elif how == 2:
+            positions[name, factor] = next(remaining)
+        elif how == 3:
+            positions[name, factor] = philox_mask(seed, ("mask", name, factor), threshold, rows * columns)
+    count = sum(len(where) for where in positions.values())
+    if not positions:
+        values = iter(())
+    elif type_ <= 3:
+        values = iter(body.floats(count, ["", "float32", "bfloat16", "float16"][type_]))
+    else:
+        elements = {(name, factor): rows * columns for name, factor, rows, columns in slots}
+        blocks = {slot: -(-elements[slot] // block) for slot in positions}
+        scales = iter(body.floats(sum(blocks.values()), "bfloat16"))
+        own = {slot: [next(scales) for _ in range(blocks[slot])] for slot in positions}
+        levels = iter(body.histogram(count))
+        limit = {4: 127, 5: 7, 6: 1}[type_]
+        values = iter([(next(levels) - limit) * own[slot][e // block] for slot in positions for e in positions[slot]])
+    assert body.at == len(body.data)
+    return {slot: {e: next(values) for e in where} for slot, where in positions.items()}
