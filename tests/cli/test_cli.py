@@ -55,7 +55,8 @@ def test_a_run_prints_what_was_sent_and_how_good_it_is(recipe_file, tmp_path):
     payload = tmp_path / "run" / "payloads" / "round-0002" / "left.up"
     shown = fedsrd("inspect", payload)
     assert shown.returncode == 0, shown.stderr
-    assert "bitmap" in shown.stdout
+    assert "gaps" in shown.stdout
+    assert "position classes" in shown.stdout
     assert "28 of 28" in shown.stdout
     found = json.loads(fedsrd("inspect", payload, "--json").stdout)
     assert found["bytes"] == payload.stat().st_size

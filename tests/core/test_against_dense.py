@@ -280,12 +280,13 @@ def test_damping_bounds_the_pseudo_inverse_and_cutoff_drops_what_is_small():
 
 def test_random_sparsification_is_unbiased():
     delta = torch.tensor([[1.0, -2.0, 3.0]])
-    from fedsrd import rng
-
+    slot = Slot("m", "A")
     total = torch.zeros(1, 3)
     for i in range(4000):
-        mask = torch.from_numpy(rng.keep_mask(3, 0.2, 0, "test", i))
-        total += decompose.sparsify_at_random(delta, mask, 0.2).dense()
+        total += decompose.sparsify_at_random(delta, slot, i, 0.2).dense()
     torch.testing.assert_close(total / 4000, delta, rtol=0.1, atol=0)
     with pytest.raises(ValueError, match="expected 0 < keep <= 1"):
-        decompose.sparsify_at_random(delta, torch.ones(3, dtype=torch.bool), 0.0)
+        decompose.sparsify_at_random(delta, slot, 0, 0.0)
+    whole = decompose.sparsify_at_random(delta, slot, 0, 1.0)
+    assert whole.positions is None
+    assert torch.equal(whole.dense(), delta)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsrd import methods, rng
 from fedsrd.core import decompose, sparsify
-from fedsrd.core.factors import LoraPair, Slot, SparseTensor
+from fedsrd.core.factors import Draw, LoraPair, Slot, SparseTensor
 from fedsrd.methods import ClientStep, ServerStep
 
 BOTH = pytest.mark.parametrize("name", ["fedsrd", "fedsrd-e"])
@@ -279,7 +279,9 @@ def test_the_download_is_the_dense_step_under_the_seeded_mask(name, round_number
     for seed in (1, 2):
         found = method.server_update(state, sent, [0.5, 0.5], ServerStep(round_number, seed))
         for slot, sparse in found.items():
-            mask = rng.keep_mask(full.size, 0.25, seed, "download mask", round_number, slot.module, slot.factor)
+            draw = rng.integer(seed, "download mask", round_number)
+            mask = rng.keep_mask(full.size, 0.25, draw, "mask", slot.module, slot.factor)
+            assert sparse.draw == Draw(draw, 0.25)
             assert sparse.positions.tolist() == mask.nonzero()[0].tolist()
             np.testing.assert_allclose(sparse.values, full.ravel()[mask] / 0.25, rtol=1e-6)
             masks.append(tuple(sparse.positions.tolist()))
@@ -291,8 +293,7 @@ def test_the_download_is_unbiased():
     draws, keep = 3000, 0.2
     total = torch.zeros(8, 8, dtype=torch.float64)
     for i in range(draws):
-        mask = torch.from_numpy(rng.keep_mask(64, keep, 11, "unbiased", i))
-        total += decompose.sparsify_at_random(delta, mask, keep).dense()
+        total += decompose.sparsify_at_random(delta, Slot("m", "B"), i, keep).dense()
     # One element's mean has standard deviation |x| sqrt((1 - keep) / (keep draws)) = 0.0365 |x|.
     assert float(((total / draws - delta).abs() / delta.abs()).max()) < 4.5 * 0.0365
     assert float((total.sum() / draws - delta.sum()).abs()) < 4 * 0.0365 * float(delta.norm())

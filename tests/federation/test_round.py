@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from fedsrd import methods, rng
+from fedsrd import methods, rng, wire
 from fedsrd.core.factors import LoraPair, ModuleShape, ShapeTable, digest
 from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation.client import Client
 from fedsrd.federation.messages import Failure, Update
 from fedsrd.federation.server import Server
-from fedsrd.wire import payload as wire
 
 TABLE = ShapeTable((ModuleShape("layers.0.q_proj", 24, 16, 4), ModuleShape("layers.0.v_proj", 8, 16, 4)))
 
@@ -44,11 +43,11 @@ class NoiseTrainer:
         return Result(factors)
 
 
-def federation(name="fedsrd", counts=(10, 20, 30), weighting="uniform", poison=None):
+def federation(name="fedsrd", counts=(10, 20, 30), weighting="uniform", poison=None, coding=None):
     method = methods.get(name)(methods.get(name).Options())
-    server = Server(TABLE, method, weighting, seed=3)
+    server = Server(TABLE, method, weighting, seed=3, coding=coding)
     clients = [
-        Client(f"c{i}", TABLE, method, NoiseTrainer(f"c{i}", count, (poison or {}).get(f"c{i}")), seed=3)
+        Client(f"c{i}", TABLE, method, NoiseTrainer(f"c{i}", count, (poison or {}).get(f"c{i}")), 3, coding)
         for i, count in enumerate(counts)
     ]
     for client in clients:
@@ -61,8 +60,9 @@ def answers(server, clients):
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_replicas_are_equal_bit_for_bit_after_every_round(name):
-    server, clients = federation(name)
+@pytest.mark.parametrize("values", ["float32", "bfloat16", "int8", "int4"])
+def test_replicas_are_equal_bit_for_bit_after_every_round(name, values):
+    server, clients = federation(name, coding=wire.Coding(values=values))
     seen = {digest(server.factors)}
     for _ in range(4):
         closed = server.close_round(answers(server, clients))
@@ -75,7 +75,7 @@ def test_replicas_are_equal_bit_for_bit_after_every_round(name):
 
 def test_the_first_download_is_a_few_bytes():
     server, clients = federation()
-    assert len(server.start().payload) == 56
+    assert len(server.start().payload) == 64
     assert digest(clients[0].factors) == digest(server.factors)
 
 
@@ -92,15 +92,35 @@ def test_a_client_with_a_bad_update_is_left_out_and_named(poison):
     assert clients[1].apply(closed.broadcast) == closed.broadcast.digest
 
 
-def test_the_server_does_not_trust_a_client_to_check_itself():
+def test_the_server_does_not_trust_a_client_to_check_itself(monkeypatch):
     server, clients = federation("fedavg")
     good = answers(server, clients)
     header, delta = wire.decode_delta(good[0].payload, TABLE)
     slot = next(iter(delta))
     delta[slot].values[0] = float("nan")
-    bad = wire.encode_delta(delta, TABLE, wire.Kind.UPLINK, header.round, header.version)
+    with monkeypatch.context() as careless:
+        careless.setattr("fedsrd.wire.values._finite", lambda values: True)
+        bad = wire.encode_delta(delta, TABLE, wire.Kind.UPLINK, header.round, header.version)
     closed = server.close_round([dataclasses.replace(good[0], payload=bad), *good[1:]])
     assert [failure.client for failure in closed.rejected] == ["c0"]
+    assert "a value is NaN or infinite" in closed.rejected[0].reason
+
+
+def test_an_update_that_its_number_type_cannot_hold_is_a_failure():
+    server, clients = federation("fedavg", coding=wire.Coding(values="float16"), poison={"c1": 1e6})
+    _, second, _ = found = answers(server, clients)
+    assert isinstance(second, Failure)
+    assert "the update cannot be sent: layers.0.q_proj B: a value of 1e+06 does not fit float16" in second.reason
+    assert len(server.close_round(found).accepted) == 2
+
+
+def test_a_broadcast_that_its_number_type_cannot_hold_keeps_the_state():
+    server, clients = federation("fedavg", poison={"c1": 1e6})
+    server._coding = wire.Coding(values="float16")
+    before = digest(server.factors)
+    with pytest.raises(FederationError, match="round 1: the broadcast cannot be sent: .* does not fit float16"):
+        server.close_round(answers(server, clients))
+    assert (server.version, digest(server.factors)) == (0, before)
 
 
 def test_when_all_are_bad_the_round_ends_and_the_state_stays():

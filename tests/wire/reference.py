@@ -1,8 +1,9 @@
-"""A reader of payloads in plain Python, written from docs/wire-format.md alone: no numpy, no entropy coder and no random
+"""A reader of payloads in plain Python, written from docs/wire-format.md alone: no numpy, no entropy coder or random
 generator of a library, nothing of `fedsrd.wire`. Slow on purpose; the real reader is held against it.
 """
 
 import hashlib
+import itertools
 import math
 import struct
 
@@ -104,7 +105,7 @@ def gap_table(ones, places):
         starts.append(math.floor((1.0 - power) * float((1 << 24) - 256)) + j)
         power *= q
     starts.append(1 << 24)
-    return [b - a for a, b in zip(starts, starts[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(starts)]
 
 
 def gaps(body, listed):
@@ -152,7 +153,9 @@ def read(payload, modules):
     packed = body.take((len(slots) + 3) // 4)
     travels = [packed[i // 4] >> 2 * (i % 4) & 3 for i in range(len(slots))]
     seed, threshold = (body.numbers("Q", 1)[0], body.numbers("I", 1)[0]) if 3 in travels else (0, 0)
-    listed = [(rows, columns, factor) for (_, factor, rows, columns), how in zip(slots, travels, strict=True) if how == 2]
+    listed = [
+        (rows, columns, factor) for (_, factor, rows, columns), how in zip(slots, travels, strict=True) if how == 2
+    ]
     if coding == 1:
         found = []
         for rows, columns, _ in listed:

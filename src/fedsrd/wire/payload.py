@@ -179,6 +179,12 @@ def _check(delta: Delta, shapes: dict[Slot, tuple[int, int]]) -> None:
             raise ValueError(f"{slot} with shape {sparse.shape}: the shape table says {shapes.get(slot, 'nothing')}")
         if sparse.positions is not None and sparse.draw is None and not (sparse.positions.diff() > 0).all():
             raise ValueError(f"{slot}: positions must be strictly increasing")
+        if sparse.positions is not None and sparse.count:
+            first, last = int(sparse.positions[0]), int(sparse.positions[-1])
+            if first < 0 or last >= sparse.elements:
+                raise ValueError(
+                    f"{slot}: positions {first} to {last}: expected positions from 0 to {sparse.elements - 1}"
+                )
 
 
 def _block(delta: Delta, coding: Coding) -> int:

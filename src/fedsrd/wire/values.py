@@ -116,7 +116,8 @@ class Float:
         if self.name == "float32":
             return words.view(np.float32)
         if self.name == "float16":
-            return words.view(np.float16).astype(np.float32)
+            with np.errstate(invalid="ignore"):  # a signalling NaN, which the caller refuses
+                return words.view(np.float16).astype(np.float32)
         return (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
     def pack_words(self, parts: Sequence[Array]) -> bytes:
@@ -218,7 +219,9 @@ class Integer:
         """Level times scale, one exact float32 product a value."""
         blocks = [-(-place.elements // block) for place in places]
         scales = BFLOAT16.floats(BFLOAT16.unpack_words(reader, sum(blocks), "scales"))
-        if not _finite(scales * np.float32(self.levels)) or np.signbit(scales).any():
+        with np.errstate(over="ignore", invalid="ignore"):
+            largest = scales * np.float32(self.levels)
+        if not _finite(largest) or np.signbit(scales).any():
             raise PayloadError("scales: expected finite, non-negative numbers")
         symbols = decode_histogram(reader, sum(place.count for place in places), "values")
         if len(symbols) and symbols.max() > 2 * self.levels:

@@ -1,0 +1,13 @@
+"""A NaN among float32 values."""
+
+from forge import NOT, WHOLE, floats, forge, show, slots
+
+MESSAGE = r"v B: a value is NaN or infinite"
+
+
+def payload() -> bytes:
+    return forge(slots(NOT, NOT, WHOLE, NOT) + floats(1.0, float("nan")))
+
+
+if __name__ == "__main__":
+    show(__file__, payload(), MESSAGE)

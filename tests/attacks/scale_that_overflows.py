@@ -1,0 +1,16 @@
+"""A finite scale whose product with the level is infinite."""
+
+import struct
+
+from forge import NOT, RAW_FLOATS, WHOLE, forge, one_symbol, show, slots
+
+MESSAGE = r"scales: expected finite, non-negative numbers"
+
+
+def payload() -> bytes:
+    scales = RAW_FLOATS + struct.pack("<H", 0x7F7F)
+    return forge(slots(WHOLE, NOT, NOT, NOT) + scales + one_symbol(14), values=5, block=6)
+
+
+if __name__ == "__main__":
+    show(__file__, payload(), MESSAGE)

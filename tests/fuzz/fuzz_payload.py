@@ -1,0 +1,96 @@
+"""Coverage-guided fuzzing of the reader of payloads, with atheris: `make fuzz`.
+
+An input is what stands between the fields that no mutation would get past: two bytes for kind, position coding and
+value type, two for the block, then the body. Header, digest and checksum are put around it, so that every input
+reaches the checks behind them; the input as it stands is read too. Whatever it is, the reader must give a delta that
+fits the table, or raise PayloadError; libFuzzer watches time and memory (-timeout, -rss_limit_mb).
+
+    python tests/fuzz/fuzz_payload.py [libFuzzer options] tests/fuzz/corpus
+    python tests/fuzz/fuzz_payload.py --write-corpus
+"""
+
+import hashlib
+import struct
+import sys
+import warnings
+from pathlib import Path
+
+import atheris
+import torch
+
+with atheris.instrument_imports(include=["fedsrd.wire"]):
+    from fedsrd.core.factors import Draw, ModuleShape, ShapeTable, SparseTensor
+    from fedsrd.errors import PayloadError
+    from fedsrd.wire import Coding, Kind, decode_delta, encode_delta
+
+TABLE = ShapeTable((ModuleShape("q", 24, 40, 4), ModuleShape("v", 8, 40, 4), ModuleShape("w", 1, 1, 1)))
+SHAPES = TABLE.shapes
+CORPUS = Path(__file__).parent / "corpus"
+
+warnings.simplefilter("error")  # a warning from a hostile payload is a finding too
+
+
+def payload(data: bytes) -> bytes:
+    """The input with a header and a checksum around it."""
+    control, body = data[:4].ljust(4, b"\0"), data[4:]
+    kind, coding, type_ = control[0] & 3, control[0] >> 2 & 3, control[1] & 7
+    block = struct.unpack("<H", control[2:])[0]
+    head = struct.pack("<4sBBBBB3sIII16s", b"FSRD", 2, kind, 0, coding, type_, bytes(3), block, 7, 6, TABLE.digest)
+    return head + body + hashlib.blake2b(head + body, digest_size=16).digest()
+
+
+def check(data: bytes) -> None:
+    """Reads one payload, and checks what comes out."""
+    try:
+        _, delta = decode_delta(data, TABLE)
+    except PayloadError:
+        return
+    for slot, tensor in delta.items():
+        assert tensor.shape == SHAPES[slot]
+        assert 0 < tensor.count <= tensor.elements
+        assert bool(torch.isfinite(tensor.values).all())
+        if tensor.positions is None:
+            assert tensor.count == tensor.elements
+        else:
+            assert len(tensor.positions) == tensor.count
+            assert int(tensor.positions[0]) >= 0
+            assert int(tensor.positions[-1]) < tensor.elements
+            assert bool((tensor.positions.diff() > 0).all())
+
+
+def one_input(data: bytes) -> None:
+    """What libFuzzer calls."""
+    check(data)
+    check(payload(data))
+
+
+def write_corpus() -> None:
+    """One input for every coding and type, with slots that travel in every way."""
+    generator = torch.Generator().manual_seed(0)
+    CORPUS.mkdir(exist_ok=True)
+    for values in ("float32", "bfloat16", "float16", "int8", "int4", "ternary"):
+        for positions in ("auto", "bitmap", "gaps"):
+            delta = {}
+            for number, (slot, shape) in enumerate(SHAPES.items()):
+                matrix = torch.randn(shape, generator=generator)
+                if number % 3 == 0:
+                    delta[slot] = SparseTensor.from_mask(matrix, torch.rand(shape, generator=generator) < 0.1)
+                elif number % 3 == 1:
+                    delta[slot] = SparseTensor.from_draw(matrix, slot, Draw(3, 0.2))
+                elif number == 2:
+                    delta[slot] = SparseTensor.from_dense(matrix)
+            coding = Coding(values=values, positions=positions, block=16)
+            made = encode_delta(delta, TABLE, Kind.UPLINK, 7, 6, coding)
+            kind, _, coding_number, type_ = made[5:9]
+            (block,) = struct.unpack("<I", made[12:16])
+            data = bytes([kind | coding_number << 2, type_]) + struct.pack("<H", block) + made[40:-16]
+            assert payload(data) == made
+            (CORPUS / f"{values}-{positions}").write_bytes(data)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write-corpus"]:
+        write_corpus()
+    else:
+        atheris.Setup(sys.argv, one_input)
+        atheris.Fuzz()
