@@ -47,7 +47,7 @@ def test_overrides():
         ("method.name=3", "expected name = one of fedavg"),
         ("wire.uplink.value=int4", "unknown key 'wire.uplink.value': did you mean 'values'"),
         ("wire.uplink.values=int3", "wire.uplink.values = 'int3': Input should be 'float32', 'bfloat16'"),
-        ("wire.downlink.positions=seed", "wire.downlink.positions = 'seed': Input should be 'auto', 'bitmap' or 'gaps'"),
+        ("wire.downlink.positions=seed", "wire.downlink.positions = 'seed': Input should be 'auto', 'bitmap'"),
         ("wire.downlink.block=0", "wire.downlink.block = 0: .*greater than or equal to 1"),
         ("rounds=0", "rounds = 0: .*greater than or equal to 1"),
         ("rounds=many", "rounds = 'many': .*valid integer"),
