@@ -180,22 +180,30 @@ def test_rescale_restores_the_l1_norm_up_to_its_cap():
     assert sparsify.rescale(nothing, torch.zeros(2, 2), "l1", 10.0).count == 0
 
 
+def sent(pair):
+    dB, dA = as_torch(pair)
+    return {
+        Slot("m", "B"): SparseTensor.from_mask(dB, dB != 0),
+        Slot("m", "A"): SparseTensor.from_mask(dA, dA != 0),
+    }
+
+
 # ---- reconstruct and decompose -----------------------------------------------------------------------------------
 
 
 @given(federations())
 def test_the_aggregate_is_exact(federation):
     B, A, deltas, weights = federation
-    args = (as_torch((B, A)), [as_torch(pair) for pair in deltas], list(weights))
+    mean = reconstruct.Mean("m", as_torch((B, A)), [sent(pair) for pair in deltas], list(weights))
     wide = [x.astype(np.float64) for x in (B, A)]
     pairs = [tuple(x.astype(np.float64) for x in pair) for pair in deltas]
-    change = reconstruct.mean_change(*args)
+    change = mean.careful(change=True)
     np.testing.assert_allclose(
         change.left @ change.right,
         plain_change(*wide, pairs, weights, None),
         atol=1e-12 * max(np.abs(B).max() * np.abs(A).max(), 1e-30) * 20,
     )
-    whole = reconstruct.mean_weight(*args)
+    whole = mean.careful(change=False)
     expected = plain_change(*wide, pairs, weights, None) + wide[0] @ wide[1]
     np.testing.assert_allclose(whole.left @ whole.right, expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max())
     rank = A.shape[0]
@@ -258,13 +266,13 @@ def test_nothing_of_the_full_size_is_ever_built():
     out, inn, rank, clients = 512, 480, 4, 3
     rng = np.random.default_rng(0)
     pair = as_torch((rng.standard_normal((out, rank)), rng.standard_normal((rank, inn))))
-    deltas = [as_torch((rng.standard_normal((out, rank)), rng.standard_normal((rank, inn)))) for _ in range(clients)]
-    weights = [1 / 3] * 3
-    with Watch():
-        change = reconstruct.mean_change(pair, deltas, weights)
-        low = reconstruct.project(reconstruct.mean_weight(pair, deltas, weights), rank)
-        for factor in ("B", "A"):
-            decompose.alternate(change + low, pair, factor)
+    deltas = [sent((rng.standard_normal((out, rank)), rng.standard_normal((rank, inn)))) for _ in range(clients)]
+    mean = reconstruct.Mean("m", pair, deltas, [1 / 3] * 3)
+    # Quick, with a projection that converges or not, and careful, because of a cutoff that the quick way refuses.
+    for factor in ("B", "A"):
+        for kept, cutoff in ((None, 1e-6), (rank, 1e-6), (None, 1e-3), (rank, 1e-3)):
+            with Watch():
+                decompose.alternate(mean, factor, kept, cutoff)
     assert out * rank < largest <= 2 * out * (clients + 2) * rank < out * inn / 8
 
 

@@ -187,7 +187,9 @@ def test_weights_by_examples_follow_the_counts_of_who_answered():
     both = answers(server, clients)
     deltas = [wire.decode_delta(answer.payload, TABLE)[1] for answer in both]
     closed = server.close_round(both)
-    for slot, moved in closed.downlink.items():
+    downlink = wire.decode_delta(closed.broadcast.payload, TABLE)[1]
+    assert closed.downlink == {slot: sparse.count for slot, sparse in downlink.items()}
+    for slot, moved in downlink.items():
         expected = 0.25 * deltas[0][slot].dense() + 0.75 * deltas[1][slot].dense()
         torch.testing.assert_close(moved.dense(), expected)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,7 +97,7 @@ class Draw(NamedTuple):
     def positions(self, slot: Slot, elements: int) -> Tensor:
         """The chosen elements of one slot: int64, strictly increasing, the same on every platform."""
         mask = rng.keep_mask(elements, self.keep, self.seed, "mask", slot.module, slot.factor)
-        return torch.from_numpy(mask).nonzero().squeeze(1)
+        return torch.from_numpy(np.flatnonzero(mask))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +135,11 @@ class SparseTensor:
     @classmethod
     def from_mask(cls, matrix: Tensor, mask: Tensor) -> "SparseTensor":
         """The elements of `matrix` where the bool `mask` (same shape) is True."""
-        positions = mask.reshape(-1).nonzero().squeeze(1)
+        flat = mask.reshape(-1)
+        if flat.device.type == "cpu":
+            positions = torch.from_numpy(np.flatnonzero(flat.numpy()))  # three times as fast as torch's
+        else:
+            positions = flat.nonzero().squeeze(1)
         return cls(_shape(matrix), positions, matrix.reshape(-1)[positions])
 
     @classmethod

@@ -13,6 +13,7 @@ the update sits in few elements.
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,12 +55,13 @@ def kurtosis(values: Tensor) -> float:
     largest = values.abs().max().item() if values.numel() else 0.0
     if largest == 0.0 or not math.isfinite(largest):
         return 3.0
-    scaled = (values / largest).double()
-    squares = (scaled - scaled.mean()).square_()
-    variance = squares.mean().item()
-    if variance < 1e-24:
+    scaled = values / largest
+    centred = scaled.sub_(scaled.mean(dtype=torch.float64).item())
+    squares = centred.square_()
+    variance = squares.mean(dtype=torch.float64).item()
+    if variance < 1e-14:
         return 3.0
-    return squares.square_().mean().item() / variance**2
+    return squares.square_().mean(dtype=torch.float64).item() / variance**2
 
 
 def adaptive_ratio(scores: Tensor, alpha: float, upper: float) -> float:
@@ -97,18 +99,25 @@ def prune(delta: Tensor, scores: Tensor, ratio: float) -> SparseTensor:
     if delta.shape != scores.shape:
         raise ValueError(f"scores {tuple(scores.shape)} for a delta {tuple(delta.shape)}: expected equal shapes")
     flat = scores.reshape(-1)
-    if not torch.isfinite(flat).all():
+    if flat.numel() and not all(math.isfinite(extreme.item()) for extreme in torch.aminmax(flat)):
         # A NaN would lose every comparison and vanish, as if nothing had been learnt.
         raise ValueError("scores with NaN or infinity: a client must check its update before it sparsifies")
     below = math.floor(ratio * (flat.numel() - 1))
     wanted = max(flat.numel() - 1 - below, 1)
-    threshold = flat.kthvalue(min(below, flat.numel() - 1) + 1).values
+    threshold = _order_statistic(flat, min(below, flat.numel() - 1))
     mask = flat > threshold
     missing = wanted - int(mask.count_nonzero())
     if missing > 0:
         mask[(flat == threshold).nonzero().squeeze(1)[:missing]] = True
     mask &= delta.reshape(-1) != 0
     return SparseTensor.from_mask(delta, mask)
+
+
+def _order_statistic(flat: Tensor, index: int) -> float:
+    """The element that a sort of `flat` would put at `index`. numpy's selection is several times faster on a CPU."""
+    if flat.device.type == "cpu":
+        return float(np.partition(flat.numpy(), index)[index])
+    return float(flat.kthvalue(index + 1).values)
 
 
 def rescale(sparse: SparseTensor, delta: Tensor, how: Rescale, cap: float) -> SparseTensor:

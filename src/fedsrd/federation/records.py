@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedsrd.core.factors import Delta, ShapeTable
-from fedsrd.federation.server import Closed
+from fedsrd.core.factors import ShapeTable
+from fedsrd.federation.server import Closed, Counts
 from fedsrd.recipe import Recipe
 
 Record = dict[str, Any]
@@ -15,7 +15,7 @@ def group_of(module: str) -> str:
     return module.rpartition(".")[2]
 
 
-def density(deltas: Iterable[Delta], table: ShapeTable) -> dict[str, float]:
+def density(deltas: Iterable[Counts], table: ShapeTable) -> dict[str, float]:
     """Share of elements that travel, by module group and factor (such as "q_proj.B"), the mean over the deltas.
 
     Groups of which nothing travels are left out.
@@ -27,7 +27,7 @@ def density(deltas: Iterable[Delta], table: ShapeTable) -> dict[str, float]:
             key = f"{group_of(slot.module)}.{slot.factor}"
             whole[key] = whole.get(key, 0) + rows * columns
             if slot in delta:
-                sent[key] = sent.get(key, 0) + delta[slot].count
+                sent[key] = sent.get(key, 0) + delta[slot]
     return {key: round(count / whole[key], 6) for key, count in sent.items()}
 
 
@@ -58,7 +58,7 @@ def round_record(
         "factor_down": "".join(reversed(moved)),
         "bytes_up": {update.client: len(update.payload) for update in closed.accepted},
         "bytes_down": dict.fromkeys(clients, len(closed.broadcast.payload)),
-        "density_up": density(closed.uplinks.values(), table),
+        "density_up": density(closed.uplinks, table),
         "density_down": density([closed.downlink], table),
         "seconds": {phase: round(value, 4) for phase, value in seconds.items()},
         "train_loss": sum(losses.values()) / len(losses),

@@ -1,17 +1,19 @@
 """The server: holds the global factors, takes updates, makes the broadcast. Knows no model, only the shape table."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from fedsrd import rng, wire
-from fedsrd.core.factors import Delta, Factors, LoraPair, ShapeTable, digest, initial_factors
+from fedsrd.core.factors import Delta, Factors, LoraPair, ShapeTable, Slot, digest, initial_factors
 from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation.messages import Broadcast, Failure, Start, TrainTask, Update
+from fedsrd.federation.spool import Spool
 from fedsrd.methods import Method, ServerStep
 
 Weighting = Literal["uniform", "examples"]
+Counts = Mapping[Slot, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +24,16 @@ class Closed:
         broadcast: what every client must now apply.
         accepted: the updates that went in.
         rejected: the clients left out, and why.
-        uplinks: the accepted deltas by client, as received.
-        downlink: the broadcast delta, as the clients will read it.
+        uplinks: how many values of each slot the accepted updates have.
+        downlink: how many values of each slot the broadcast has.
         seconds: by phase: decode, server, broadcast.
     """
 
     broadcast: Broadcast
     accepted: list[Update]
     rejected: list[Failure]
-    uplinks: dict[str, Delta]
-    downlink: Delta
+    uplinks: list[Counts]
+    downlink: Counts
     seconds: dict[str, float]
 
 
@@ -79,24 +81,28 @@ class Server:
         began = time.perf_counter()
         accepted: list[Update] = []
         rejected: list[Failure] = []
-        uplinks: dict[str, Delta] = {}
-        for answer in answers:
-            if isinstance(answer, Failure):
-                rejected.append(answer)
-                continue
-            try:
-                uplinks[answer.client] = self._read(answer, round_number)
+        counts: list[Counts] = []
+        with Spool() as spool:
+            deltas: list[Delta] = []
+            for answer in answers:
+                if isinstance(answer, Failure):
+                    rejected.append(answer)
+                    continue
+                try:
+                    delta = self._read(answer, round_number)
+                except PayloadError as error:
+                    rejected.append(Failure(answer.client, round_number, str(error)))
+                    continue
                 accepted.append(answer)
-            except PayloadError as error:
-                rejected.append(Failure(answer.client, round_number, str(error)))
-        if not accepted:
-            reasons = "; ".join(f"{failure.client}: {failure.reason}" for failure in rejected) or "nobody answered"
-            raise FederationError(f"round {round_number}: no client sent a usable update ({reasons})")
-        decoded = time.perf_counter()
-        deltas = [uplinks[update.client] for update in accepted]
-        made = self._method.server_update(
-            self.factors, deltas, self._weights(accepted), ServerStep(round_number, self._seed)
-        )
+                counts.append({slot: sparse.count for slot, sparse in delta.items()})
+                deltas.append(spool.keep(delta))
+            if not accepted:
+                reasons = "; ".join(f"{failure.client}: {failure.reason}" for failure in rejected) or "nobody answered"
+                raise FederationError(f"round {round_number}: no client sent a usable update ({reasons})")
+            decoded = time.perf_counter()
+            made = self._method.server_update(
+                self.factors, deltas, self._weights(accepted), ServerStep(round_number, self._seed)
+            )
         if not wire.is_finite(made):
             raise FederationError(f"round {round_number}: the aggregate has NaN or infinite values; state kept")
         aggregated = time.perf_counter()
@@ -117,7 +123,8 @@ class Server:
             "broadcast": time.perf_counter() - aggregated,
         }
         broadcast = Broadcast(round_number, self.version, payload, digest(self.factors))
-        return Closed(broadcast, accepted, rejected, uplinks, downlink, seconds)
+        sent = {slot: sparse.count for slot, sparse in downlink.items()}
+        return Closed(broadcast, accepted, rejected, counts, sent, seconds)
 
     def _read(self, update: Update, round_number: int) -> Delta:
         header, delta = wire.decode_delta(update.payload, self._table)

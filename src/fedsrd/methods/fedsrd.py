@@ -13,14 +13,15 @@ never drift; the L1 rescale of the authors' program is the default, with a cap; 
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-import torch
 from pydantic import Field
 
 from fedsrd import rng
-from fedsrd.core import decompose, reconstruct, sparsify
-from fedsrd.core.factors import Delta, Factors, LoraPair, Slot, SparseTensor, difference
+from fedsrd.core import decompose, sparsify
+from fedsrd.core.factors import Delta, Factors, Slot, SparseTensor, slots
+from fedsrd.core.reconstruct import Mean
+from fedsrd.core.threads import map_modules
 from fedsrd.methods.method import ClientStep, Method, MethodOptions, ServerStep, register
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -49,39 +50,42 @@ class FedSRDOptions(MethodOptions):
 
 
 class _SRD(Method):
-    """What FedSRD and FedSRD-e share: all but the change of the full weight that the server decomposes."""
+    """What FedSRD and FedSRD-e share: all but whether the mean weight is projected to the adapter's rank."""
 
     Options = FedSRDOptions
     options: FedSRDOptions
+    projects: ClassVar[bool]
 
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
-        """The most important elements of dB and dA. One matrix at a time: no copy of the whole adapter's scores."""
-        kept = {}
-        for slot, delta in difference(after, before).items():
+        """The most important elements of dB and dA. A matrix at a time: no copy of the whole adapter is made."""
+
+        def keep(slot: Slot) -> SparseTensor:
+            delta = getattr(after[slot.module], slot.factor) - getattr(before[slot.module], slot.factor)
             scores = sparsify.importance(slot, delta, before, after)
             ratio = sparsify.adaptive_ratio(scores, self.options.alpha, self.options.upper)
             pruned = sparsify.prune(delta, scores, ratio)
-            kept[slot] = sparsify.rescale(pruned, delta, self.options.rescale, self.options.rescale_cap)
-        return kept
+            return sparsify.rescale(pruned, delta, self.options.rescale, self.options.rescale_cap)
+
+        moved = [slot for slot, _ in slots(after)]
+        return dict(zip(moved, map_modules(keep, moved), strict=True))
 
     def server_update(
         self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
     ) -> Delta:
-        """The sparse change of this round's factor, module by module, so that memory holds one module's products."""
+        """The sparse change of this round's factor, a module at a time, so that memory holds few modules' products."""
         factor = decompose.factor_of_round(step.round)
         keep = 1.0 - self.options.download_sparsity
         seed = rng.integer(step.seed, "download mask", step.round)
-        broadcast = {}
-        for name, pair in state.items():
-            change = self.change(pair, [dense_pair(name, pair, delta) for delta in deltas], weights)
-            moved = decompose.alternate(change, pair, factor, self.options.cutoff, self.options.damping)
-            slot = Slot(name, factor)
-            broadcast[slot] = decompose.sparsify_at_random(moved, slot, seed, keep)
-        return broadcast
 
-    def change(self, pair: LoraPair, deltas: Sequence[LoraPair], weights: Sequence[float]) -> reconstruct.LowRank:
-        """What B A should change by, factored."""
-        raise NotImplementedError
+        def step_of(slot: Slot) -> SparseTensor:
+            pair = state[slot.module]
+            rank = pair.A.shape[0] if self.projects else None
+            mean = Mean(slot.module, pair, deltas, weights)
+            moved = decompose.alternate(mean, factor, rank, self.options.cutoff, self.options.damping)
+            return decompose.sparsify_at_random(moved, slot, seed, keep)
+
+        moving = [Slot(name, factor) for name in state]
+        return dict(zip(moving, map_modules(step_of, moving), strict=True))
 
 
 @register
@@ -90,11 +94,7 @@ class FedSRD(_SRD):
 
     name = "fedsrd"
     summary = "importance-sparse uplink, exact aggregation, rank-r projection, alternating sparse downlink"
-
-    def change(self, pair: LoraPair, deltas: Sequence[LoraPair], weights: Sequence[float]) -> reconstruct.LowRank:
-        """W_r - B A, with W_r the best rank-r approximation of the mean full weight W."""
-        projected = reconstruct.project(reconstruct.mean_weight(pair, deltas, weights), pair.A.shape[0])
-        return projected + reconstruct.LowRank(-pair.B.double(), pair.A.double())
+    projects = True
 
 
 @register
@@ -103,17 +103,4 @@ class FedSRDe(_SRD):
 
     name = "fedsrd-e"
     summary = "FedSRD without the rank-r projection"
-
-    def change(self, pair: LoraPair, deltas: Sequence[LoraPair], weights: Sequence[float]) -> reconstruct.LowRank:
-        """W - B A."""
-        return reconstruct.mean_change(pair, deltas, weights)
-
-
-def dense_pair(name: str, like: LoraPair, delta: Delta) -> LoraPair:
-    """One module's dB and dA as dense matrices, shapes as `like`; a slot that was not sent is zero."""
-
-    def dense(slot: Slot, tensor: torch.Tensor) -> torch.Tensor:
-        sparse: SparseTensor | None = delta.get(slot)
-        return torch.zeros_like(tensor) if sparse is None else sparse.dense()
-
-    return LoraPair(dense(Slot(name, "B"), like.B), dense(Slot(name, "A"), like.A))
+    projects = False
