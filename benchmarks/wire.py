@@ -4,10 +4,8 @@
     python benchmarks/wire.py speed   [--json FILE]      # encode and decode seconds, peak memory, at the same shapes
     python benchmarks/wire.py real RUN [--json FILE]     # uplinks of `fedsrd run --keep-payloads --out RUN`, recoded
 
-Deltas at 3B shapes are synthetic. Values are normal, 3e-4 wide; what travels is chosen by magnitude times the norm of
-the element's rank component, as importance pruning does, at the paper's density. Those norms are log-normal with
-deviation SPREAD, the one free choice here: 0 gives every component one density, and so plain Bernoulli positions; real
-uplinks (`real`) lie between 0.25 and 0.5.
+Deltas at 3B shapes are synthetic (shapes.py); "spread" is how far the rank components' densities lie apart, 0 not at
+all.
 """
 
 import argparse
@@ -20,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from shapes import LLAMA_3B, dense, downlink, uplink
 
-from fedsrd.core.factors import Delta, Draw, Factor, ModuleShape, ShapeTable, SparseTensor
+from fedsrd.core.factors import Delta
 from fedsrd.federation.runfolder import RunFolder
 from fedsrd.wire import Coding, Kind, decode_delta, encode_delta
 from fedsrd.wire.inspect import inspect_payload
@@ -29,53 +28,7 @@ from fedsrd.wire.positions import bernoulli_bits
 
 MIB = 1 << 20
 TYPES = ("float32", "bfloat16", "float16", "int8", "int4", "ternary")
-LINEAR = {
-    "q_proj": (3072, 3072),
-    "k_proj": (1024, 3072),
-    "v_proj": (1024, 3072),
-    "o_proj": (3072, 3072),
-    "gate_proj": (8192, 3072),
-    "up_proj": (8192, 3072),
-    "down_proj": (3072, 8192),
-}
-LLAMA_3B = ShapeTable(
-    tuple(ModuleShape(f"layers.{i}.{name}", *sizes, 64) for i in range(28) for name, sizes in LINEAR.items())
-)
-UPLINK_DENSITY, DOWNLINK_DENSITY = 0.052, 0.2
 REPEATS = 5
-
-
-def uplink(spread: float, seed: int = 0) -> Delta:
-    """A synthetic uplink at the paper's density, both factors of every module."""
-    numbers, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    delta = {}
-    for slot, (rows, columns) in LLAMA_3B.shapes.items():
-        rank = columns if slot.factor == "B" else rows
-        norms = torch.from_numpy(np.exp(numbers.normal(0, spread, rank)).astype(np.float32))
-        matrix = torch.randn(rows, columns, generator=generator) * 3e-4
-        scores = matrix.abs() * (norms if slot.factor == "B" else norms.unsqueeze(1))
-        threshold = scores.reshape(-1).kthvalue(int(matrix.numel() * (1 - UPLINK_DENSITY))).values
-        delta[slot] = SparseTensor.from_mask(matrix, scores > threshold)
-    return delta
-
-
-def downlink(factor: Factor, seed: int = 0) -> Delta:
-    """A synthetic downlink: one factor, drawn at random."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        slot: SparseTensor.from_draw(torch.randn(shape, generator=generator) * 1e-3, slot, Draw(seed, DOWNLINK_DENSITY))
-        for slot, shape in LLAMA_3B.shapes.items()
-        if slot.factor == factor
-    }
-
-
-def dense(seed: int = 0) -> Delta:
-    """What FedAvg sends: everything."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        slot: SparseTensor.from_dense(torch.randn(shape, generator=generator) * 3e-4)
-        for slot, shape in LLAMA_3B.shapes.items()
-    }
 
 
 def mib(delta: Delta, **coding: Any) -> float:
@@ -87,22 +40,24 @@ def sizes() -> dict[str, Any]:
     """Lengths of payloads in MiB by number type."""
     found: dict[str, Any] = {"parameters": LLAMA_3B.elements}
     for spread in (0.0, 0.25, 0.5):
-        delta = uplink(spread)
+        delta = uplink(LLAMA_3B, spread)
         found[f"uplink, spread {spread}"] = {values: round(mib(delta, values=values), 2) for values in TYPES}
         if spread == 0.0:
             found["uplink, bitmap and float32 (the paper's format)"] = round(mib(delta, positions="bitmap"), 2)
-    rounds = {factor: downlink(factor) for factor in ("B", "A")}  # type: ignore[arg-type]
+    rounds = {factor: downlink(LLAMA_3B, factor) for factor in ("B", "A")}  # type: ignore[arg-type]
     for factor, delta in rounds.items():
         found[f"downlink, {factor}"] = {values: round(mib(delta, values=values), 2) for values in TYPES}
         paper = round(mib(delta, positions="bitmap"), 2)
         found[f"downlink, {factor}, bitmap and float32 (the paper's format)"] = paper
-    found["FedAvg, one way"] = {values: round(mib(dense(), values=values), 2) for values in ("float32", "bfloat16")}
+    found["FedAvg, one way"] = {
+        values: round(mib(dense(LLAMA_3B), values=values), 2) for values in ("float32", "bfloat16")
+    }
     return found
 
 
 def speed() -> dict[str, Any]:
     """Seconds (least of some runs) and peak memory of encoding and decoding the uplink at 3B shapes."""
-    delta = uplink(0.25)
+    delta = uplink(LLAMA_3B, 0.25)
     count = sum(sparse.count for sparse in delta.values())
     found: dict[str, Any] = {"values that travel": count, "their positions and values, MiB": round(12 * count / MIB, 1)}
     for values in TYPES:

@@ -40,8 +40,8 @@ def test_four_specialists_train_one_real_model(tmp_path):
     assert set(summary["final"]["by_set"]) == {"code", "medical", "finance", "math", "general", "law"}
     record = json.loads((out.path / "rounds.jsonl").read_text().splitlines()[1])
     dense = 4 * prepared.table.elements
-    assert all(size < 0.2 * dense for size in record["bytes_up"].values())
-    assert all(size < 0.15 * dense for size in record["bytes_down"].values())
+    assert all(size < 0.04 * dense for size in record["bytes_up"].values())
+    assert all(size < 0.02 * dense for size in record["bytes_down"].values())
 
     model = AutoPeftModelForCausalLM.from_pretrained(out.adapter, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsrd.core import decompose, reconstruct, threads
+from fedsrd.core import decompose, reconstruct
 from fedsrd.core.factors import LoraPair, Slot, SparseTensor
 from fedsrd.core.sparse import kernel
 
@@ -158,35 +158,3 @@ def test_a_projection_that_does_not_converge_is_done_carefully(monkeypatch):
     found = decompose.alternate(reconstruct.Mean("m", pair, deltas, weights), "B", 8).double().numpy()
     expected = plain(pair, deltas, weights, "B", 8)
     assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
-
-
-def test_modules_side_by_side_are_the_same_to_the_bit_and_leave_torch_as_it_was():
-    def work(seed):
-        pair, deltas, weights = layer(seed=seed)
-        return decompose.alternate(reconstruct.Mean("m", pair, deltas, weights), "B", 8)
-
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = [work(seed) for seed in range(6)]
-        torch.set_num_threads(3)
-        together = threads.map_modules(work, range(6))
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
-
-
-def test_an_error_in_a_module_is_the_callers():
-    def fail(item):
-        raise ValueError(f"module {item}")
-
-    with pytest.raises(ValueError, match="module 1"):
-        threads.map_modules(fail, [1])
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(ValueError, match="module 1"):
-            threads.map_modules(fail, [1, 2, 3])
-    finally:
-        torch.set_num_threads(before)

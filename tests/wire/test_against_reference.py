@@ -45,6 +45,7 @@ def cases(draw):
     coding = Coding(
         values=draw(st.sampled_from(TYPES)),
         positions=draw(st.sampled_from(["auto", "bitmap", "gaps"])),
+        exponents=draw(st.sampled_from(["auto", "raw"])),
         block=draw(st.sampled_from([1, 3, 128])),
     )
     return table, delta, coding

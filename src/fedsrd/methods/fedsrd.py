@@ -19,9 +19,8 @@ from pydantic import Field
 
 from fedsrd import rng
 from fedsrd.core import decompose, sparsify
-from fedsrd.core.factors import Delta, Factors, Slot, SparseTensor, slots
+from fedsrd.core.factors import Delta, Factors, Slot, slots
 from fedsrd.core.reconstruct import Mean
-from fedsrd.core.threads import map_modules
 from fedsrd.methods.method import ClientStep, Method, MethodOptions, ServerStep, register
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -58,34 +57,30 @@ class _SRD(Method):
 
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
         """The most important elements of dB and dA. A matrix at a time: no copy of the whole adapter is made."""
-
-        def keep(slot: Slot) -> SparseTensor:
-            delta = getattr(after[slot.module], slot.factor) - getattr(before[slot.module], slot.factor)
+        kept = {}
+        for slot, tensor in slots(after):
+            delta = tensor - getattr(before[slot.module], slot.factor)
             scores = sparsify.importance(slot, delta, before, after)
             ratio = sparsify.adaptive_ratio(scores, self.options.alpha, self.options.upper)
             pruned = sparsify.prune(delta, scores, ratio)
-            return sparsify.rescale(pruned, delta, self.options.rescale, self.options.rescale_cap)
-
-        moved = [slot for slot, _ in slots(after)]
-        return dict(zip(moved, map_modules(keep, moved), strict=True))
+            kept[slot] = sparsify.rescale(pruned, delta, self.options.rescale, self.options.rescale_cap)
+        return kept
 
     def server_update(
         self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
     ) -> Delta:
-        """The sparse change of this round's factor, a module at a time, so that memory holds few modules' products."""
+        """The sparse change of this round's factor, module by module, so that memory holds one module's products."""
         factor = decompose.factor_of_round(step.round)
         keep = 1.0 - self.options.download_sparsity
         seed = rng.integer(step.seed, "download mask", step.round)
-
-        def step_of(slot: Slot) -> SparseTensor:
-            pair = state[slot.module]
+        broadcast = {}
+        for name, pair in state.items():
             rank = pair.A.shape[0] if self.projects else None
-            mean = Mean(slot.module, pair, deltas, weights)
+            mean = Mean(name, pair, deltas, weights)
             moved = decompose.alternate(mean, factor, rank, self.options.cutoff, self.options.damping)
-            return decompose.sparsify_at_random(moved, slot, seed, keep)
-
-        moving = [Slot(name, factor) for name in state]
-        return dict(zip(moving, map_modules(step_of, moving), strict=True))
+            slot = Slot(name, factor)
+            broadcast[slot] = decompose.sparsify_at_random(moved, slot, seed, keep)
+        return broadcast
 
 
 @register

@@ -115,7 +115,7 @@ def encode_delta(
         body.append(struct.pack("<QI", draw.seed, _threshold(draw)))
     body.append(positions)
     if parts:
-        body.append(type_.pack([part.quantised for part in parts]))
+        body.append(type_.pack([part.quantised for part in parts], raw=coding.exponents == "raw"))
     return seal(header, b"".join(body))
 
 

@@ -58,8 +58,8 @@ class ValueCoding(Protocol):
     def kept(self, quantised: Quantised) -> Array:
         """(count,) bool: False where a value became zero."""
 
-    def pack(self, parts: Sequence[Quantised]) -> bytes:
-        """The values of all matrices as one section."""
+    def pack(self, parts: Sequence[Quantised], *, raw: bool = False) -> bytes:
+        """The values of all matrices as one section; `raw` leaves floats as they are."""
 
     def unpack(self, reader: Reader, places: Sequence[Place], block: int) -> list[Values]:
         """The inverse of `pack` and `quantise`. Raises PayloadError."""
@@ -89,9 +89,9 @@ class Float:
         kept: Array = (quantised.numbers << quantised.numbers.dtype.type(1)) != 0
         return kept
 
-    def pack(self, parts: Sequence[Quantised]) -> bytes:
+    def pack(self, parts: Sequence[Quantised], *, raw: bool = False) -> bytes:
         """As `pack_words`."""
-        return self.pack_words([part.numbers for part in parts])
+        return self.pack_words([part.numbers for part in parts], raw=raw)
 
     def unpack(self, reader: Reader, places: Sequence[Place], block: int) -> list[Values]:
         """The values of each place."""
@@ -120,15 +120,16 @@ class Float:
                 return words.view(np.float16).astype(np.float32)
         return (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
-    def pack_words(self, parts: Sequence[Array]) -> bytes:
+    def pack_words(self, parts: Sequence[Array], *, raw: bool = False) -> bytes:
         """uint8 0 and the raw words; or uint8 1, a histogram-coded section of the first byte of every word rotated left
-        by one bit (its exponent, for the most part), and the remaining bytes of the rotated words as they are.
+        by one bit (its exponent, for the most part), and the remaining bytes of the rotated words as they are. What is
+        smaller, unless `raw`.
         """
-        tops = [self._top(words) for words in parts]
         size = self.bits // 8
         count = sum(len(words) for words in parts)
+        tops = [] if raw else [self._top(words) for words in parts]
         counts = sum((np.bincount(top, minlength=256) for top in tops), np.zeros(256, dtype=np.int64))
-        if coded_size(counts) >= count:
+        if raw or coded_size(counts) >= count:
             return b"\0" + b"".join(words.astype(f"<u{size}", copy=False).tobytes() for words in parts)
         rest = []
         for words in parts:
@@ -153,9 +154,11 @@ class Float:
         rotated[:, : size - 1] = reader.array("u1", (size - 1) * count, what).reshape(count, size - 1)
         rotated[:, size - 1] = top
         reader.note(f"{what} (mantissas)", reader.at - began, 8.0 * (size - 1) * count)
-        wide = rotated.reshape(-1).view(f"<u{size}").astype(f"u{size}", copy=False)
-        restored: Array = (wide >> wide.dtype.type(1)) | (wide << wide.dtype.type(self.bits - 1))
-        return restored
+        words = rotated.reshape(-1).view(f"<u{size}").astype(f"u{size}", copy=False)
+        sign = words << words.dtype.type(self.bits - 1)
+        words >>= words.dtype.type(1)
+        words |= sign
+        return words
 
     def _rotated(self, words: Array) -> Array:
         rotated: Array = (words << words.dtype.type(1)) | (words >> words.dtype.type(self.bits - 1))
@@ -210,7 +213,7 @@ class Integer:
         kept: Array = quantised.numbers != 0
         return kept
 
-    def pack(self, parts: Sequence[Quantised]) -> bytes:
+    def pack(self, parts: Sequence[Quantised], *, raw: bool = False) -> bytes:
         """All scales as bfloat16 (as `Float.pack_words`), then all levels plus `levels`, histogram-coded."""
         levels = [(part.numbers + np.int16(self.levels)).astype(np.uint8) for part in parts]
         return BFLOAT16.pack_words([part.scales for part in parts]) + encode_histogram(levels)
