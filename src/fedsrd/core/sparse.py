@@ -38,9 +38,10 @@ def kernel(sparse: SparseTensor, *, transposed: bool = False) -> Tensor:
     column = positions - row * columns
     values = sparse.values.numpy()
     if transposed:
-        # Sixteen bits sort by counting, and a stable sort keeps the rows within a column in order.
-        order = np.argsort(column.astype(np.uint16) if columns <= 1 << 16 else column, kind="stable")
-        row, column, values = column[order], row[order], values[order]
+        # Few bits sort by counting, and a stable sort keeps the rows within a column in order.
+        narrow = np.uint8 if columns <= 1 << 8 else np.uint16 if columns <= 1 << 16 else np.int64
+        order = np.argsort(column.astype(narrow), kind="stable")
+        row, column, values = column, row[order], values[order]
         rows, columns = columns, rows
     starts = np.zeros(rows + 1, dtype=np.int32)
     np.cumsum(np.bincount(row, minlength=rows), out=starts[1:])
