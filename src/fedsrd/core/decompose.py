@@ -21,7 +21,7 @@ SMALLEST = 1e-24  # squared magnitudes that float32 products can hold, and their
 WORST = 1e-4  # singular values, of the largest: below, the Gram matrix has lost them
 BAD = 1e-2  # below, float32 products with the inverse lose more than 1e-5
 TOLERANCE = 5e-6  # of the projection, of the step's norm
-MOST_ITERATIONS = 12
+MOST_ITERATIONS = 40
 
 
 def factor_of_round(round_number: int) -> Factor:
