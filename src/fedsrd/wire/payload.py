@@ -7,7 +7,7 @@ Nothing is allocated by a size that a payload claims: sizes are checked against 
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -280,11 +280,8 @@ def _read_positions(reader: Reader, header: Header, matrices: Sequence[Matrix]) 
         if header.positions:
             raise PayloadError(f"position coding {header.positions} and no listed slot: expected 0")
         return []
-    coding = position_codings.CODINGS.get(header.positions)
-    if coding is None:
-        known = ", ".join(f"{number} {entry.name}" for number, entry in position_codings.CODINGS.items())
-        raise PayloadError(f"position coding {header.positions}: this reader knows {known}; upgrade it")
-    return coding.decode(reader, matrices)
+    _check_known("position coding", header.positions, position_codings.CODINGS)
+    return position_codings.CODINGS[header.positions].decode(reader, matrices)
 
 
 def _read_values(reader: Reader, header: Header, places: Sequence[Place]) -> list[Array]:
@@ -292,10 +289,14 @@ def _read_values(reader: Reader, header: Header, places: Sequence[Place]) -> lis
         if header.values or header.block:
             raise PayloadError(f"value type {header.values}, block {header.block} and no values: expected 0 and 0")
         return []
-    type_ = value_codings.TYPES.get(header.values)
-    if type_ is None:
-        known = ", ".join(f"{number} {entry.name}" for number, entry in value_codings.TYPES.items())
-        raise PayloadError(f"value type {header.values}: this reader knows {known}; upgrade it")
+    _check_known("value type", header.values, value_codings.TYPES)
+    type_ = value_codings.TYPES[header.values]
     if type_.scaled != (header.block > 0):
         raise PayloadError(f"block {header.block} with {type_.name}: scaled types have a block, others have 0")
     return type_.unpack(reader, places, header.block)
+
+
+def _check_known(what: str, number: int, known: Mapping[int, Any]) -> None:
+    if number not in known:
+        names = ", ".join(f"{key} {entry.name}" for key, entry in known.items())
+        raise PayloadError(f"{what} {number}: this reader knows {names}; upgrade it")
