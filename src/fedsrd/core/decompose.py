@@ -83,7 +83,8 @@ def quick_pseudo_inverse(wide: Tensor, cutoff: float, damping: float) -> Inverse
         exact = wide.double()
         gram = exact @ exact.T
         found = _gram_inverse(gram, damping)
-    if found is None or found[1] <= WORST**2:
+    # The ratio may be a factor r too large: what is left above `cutoff` for certain, the cutoff need not touch.
+    if found is None or found[1] <= WORST**2 * len(gram):
         return None
     inverse, condition = found
     own = (gram @ inverse).float()

@@ -12,6 +12,11 @@ from torch import Tensor
 
 from fedsrd.core.factors import SparseTensor
 
+with warnings.catch_warnings():
+    # torch says once that compressed rows are "in beta state"; here, where nobody hears it.
+    warnings.simplefilter("ignore", UserWarning)
+    torch.zeros(1, 1).to_sparse_csr()
+
 DENSE_FROM = 0.25
 """From this density on a dense product is faster."""
 
@@ -45,12 +50,10 @@ def kernel(sparse: SparseTensor, *, transposed: bool = False) -> Tensor:
         rows, columns = columns, rows
     starts = np.zeros(rows + 1, dtype=np.int32)
     np.cumsum(np.bincount(row, minlength=rows), out=starts[1:])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # compressed rows are "in beta state"
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(starts),
-            torch.from_numpy(column.astype(np.int32, copy=False)),
-            torch.from_numpy(values),
-            (rows, columns),
-            check_invariants=False,
-        )
+    return torch.sparse_csr_tensor(
+        torch.from_numpy(starts),
+        torch.from_numpy(column.astype(np.int32, copy=False)),
+        torch.from_numpy(values),
+        (rows, columns),
+        check_invariants=False,
+    )
