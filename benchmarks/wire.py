@@ -49,9 +49,8 @@ def sizes() -> dict[str, Any]:
         found[f"downlink, {factor}"] = {values: round(mib(delta, values=values), 2) for values in TYPES}
         paper = round(mib(delta, positions="bitmap"), 2)
         found[f"downlink, {factor}, bitmap and float32 (the paper's format)"] = paper
-    found["FedAvg, one way"] = {
-        values: round(mib(dense(LLAMA_3B), values=values), 2) for values in ("float32", "bfloat16")
-    }
+    whole = dense(LLAMA_3B)
+    found["FedAvg, one way"] = {values: round(mib(whole, values=values), 2) for values in ("float32", "bfloat16")}
     return found
 
 
@@ -91,9 +90,12 @@ def speed() -> dict[str, Any]:
 
 def position_ratio(info: dict[str, Any]) -> float:
     """Bytes of positions, classes and all, over the entropy of the classes' coin tosses."""
-    sections = info["sections"]
-    size = sum(section["bytes"] for name, section in sections.items() if name.startswith("position"))
-    return float(size / sections["positions"]["entropy_bytes"])
+    return float(position_bytes(info) / info["sections"]["positions"]["entropy_bytes"])
+
+
+def position_bytes(info: dict[str, Any]) -> int:
+    """Bytes of all sections of positions."""
+    return sum(section["bytes"] for name, section in info["sections"].items() if name.startswith("position"))
 
 
 def real(run: Path) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def real(run: Path) -> dict[str, Any]:
             for values in TYPES
         }
         info = inspect_payload(made["float32"], table)
-        positions = sum(s["bytes"] for name, s in info["sections"].items() if name.startswith("position"))
+        positions = position_bytes(info)
         elements, count = sum(s.elements for s in delta.values()), sum(s.count for s in delta.values())
         rows.append(
             {

@@ -54,11 +54,16 @@ def words(count: int, seed: int, *names: str | int) -> np.ndarray:
     return raw.astype("<u8", copy=False).view("<u4")[:count]
 
 
+def threshold(keep: float) -> int:
+    """The number that a 32-bit word must lie under to be kept with this probability: round(keep * 2**32)."""
+    return round(keep * (1 << 32))
+
+
 def keep_mask(count: int, keep: float, seed: int, *names: str | int) -> np.ndarray:
     """Independent draws that are True with probability `keep`. Shape (count,), dtype bool.
 
-    An element is kept when its 32-bit word lies under round(keep * 2**32), so the mask follows from the seed, the
-    names and `keep` alone.
+    An element is kept when its 32-bit word lies under `threshold(keep)`, so the mask follows from the seed, the names
+    and `keep` alone.
 
     Raises:
         ValueError: `keep` is not in [0, 1].
@@ -68,19 +73,23 @@ def keep_mask(count: int, keep: float, seed: int, *names: str | int) -> np.ndarr
     """
     if not 0.0 <= keep <= 1.0:
         raise ValueError(f"keep {keep}: expected a probability in [0, 1]")
-    threshold = round(keep * (1 << 32))
-    if threshold >= 1 << 32:
+    under = threshold(keep)
+    if under >= 1 << 32:
         return np.ones(count, dtype=bool)
-    return words(count, seed, *names) < np.uint32(threshold)
+    return words(count, seed, *names) < np.uint32(under)
+
+
+def fraction(count: int, seed: int, *names: str | int) -> np.ndarray:
+    """Numbers uniform in [0, 1): (word >> 8) * 2**-24. Shape (count,), dtype float32, the same bits everywhere."""
+    return (words(count, seed, *names) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def uniform(count: int, bound: float, seed: int, *names: str | int) -> np.ndarray:
     """Numbers uniform in [-bound, bound). Shape (count,), dtype float32, the same bits everywhere.
 
-    Each is (word >> 8) * 2**-24 moved to [-1, 1) without rounding, times `bound` in one float32 product.
+    Each is a `fraction` moved to [-1, 1) without rounding, times `bound` in one float32 product.
     """
-    fraction = (words(count, seed, *names) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-23)
-    return (fraction - np.float32(1.0)) * np.float32(bound)
+    return (fraction(count, seed, *names) * np.float32(2.0) - np.float32(1.0)) * np.float32(bound)
 
 
 def kaiming_bound(fan_in: int) -> float:

@@ -54,7 +54,7 @@ def test_adding_is_one_float32_addition_an_element(seed, kinds):
 def test_the_difference_undoes_an_exact_addition():
     state = {"a": LoraPair(torch.zeros(6, 2), torch.ones(2, 5))}
     delta = {Slot("a", "A"): SparseTensor((2, 5), torch.tensor([3, 9]), torch.tensor([0.5, -4.0]))}
-    found = difference(add(state, delta), state)
+    found = dict(difference(add(state, delta), state))
     assert not found[Slot("a", "B")].any()
     assert torch.equal(found[Slot("a", "A")], delta[Slot("a", "A")].dense())
 

@@ -6,7 +6,7 @@ A LoRA-adapted linear layer has weight W0 + scale * B A with A (rank, in_feature
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -207,9 +207,23 @@ def add(factors: Factors, delta: Delta) -> dict[str, LoraPair]:
     return result
 
 
-def difference(after: Factors, before: Factors) -> dict[Slot, Tensor]:
-    """After - before, slot by slot, dense float32."""
-    return {slot: tensor - getattr(before[slot.module], slot.factor) for slot, tensor in slots(after)}
+def difference(after: Factors, before: Factors) -> Iterator[tuple[Slot, Tensor]]:
+    """After - before, dense float32, one slot at a time: no copy of the whole adapter is made."""
+    for slot, tensor in slots(after):
+        yield slot, tensor - getattr(before[slot.module], slot.factor)
+
+
+def add_weighted(total: Tensor, slot: Slot, deltas: Sequence[Delta], weights: Sequence[float]) -> Tensor:
+    """Adds sum_i weight_i delta_i of one slot to the contiguous `total`, in place; what was not sent counts as zero."""
+    for delta, weight in zip(deltas, weights, strict=True):
+        sparse = delta.get(slot)
+        if sparse is None or not sparse.count:
+            continue
+        if sparse.positions is None:
+            total.view(-1).add_(sparse.values, alpha=weight)
+        else:
+            total.view(-1).index_add_(0, sparse.positions, sparse.values, alpha=weight)
+    return total
 
 
 def digest(factors: Factors) -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedsrd.core.factors import FACTORS, Delta, Factor, LoraPair, Slot
+from fedsrd.core.factors import FACTORS, Delta, Factor, LoraPair, Slot, add_weighted
 from fedsrd.core.sparse import kernel
 
 KEPT_CLIENTS = 16
@@ -87,19 +87,15 @@ class Mean:
 
     def averages(self, moving: Factor) -> tuple[Tensor, Tensor]:
         """B + mean dB (out_features, r) and (A + mean dA)^T (in_features, r), or the other way round for "A"."""
-        averaged = []
-        for factor, start in zip(FACTORS, self.pair, strict=True):
-            total = start.clone(memory_format=torch.contiguous_format)
-            for delta, weight in zip(self.deltas, self.weights, strict=True):
-                sparse = delta.get(Slot(self.module, factor))
-                if sparse is None or not sparse.count:
-                    continue
-                if sparse.positions is None:
-                    total.view(-1).add_(sparse.values, alpha=weight)
-                else:
-                    total.view(-1).index_add_(0, sparse.positions, sparse.values, alpha=weight)
-            averaged.append(total)
-        B, A = averaged
+        B, A = (
+            add_weighted(
+                start.clone(memory_format=torch.contiguous_format),
+                Slot(self.module, factor),
+                self.deltas,
+                self.weights,
+            )
+            for factor, start in zip(FACTORS, self.pair, strict=True)
+        )
         # Sparse products read rows: a transposed view would cost them several times as much.
         return (B, A.T.contiguous()) if moving == "B" else (A.T.contiguous(), B)
 
@@ -140,7 +136,7 @@ class Mean:
             dense.append(torch.zeros_like(like) if sparse is None else sparse.dense())
         return LoraPair(*dense)
 
-    def careful(self, *, change: bool) -> "LowRank":
+    def careful(self, *, change: bool) -> LowRank:
         """W, or W - B A from the deltas alone, as dense factors in float64.
 
         Their inner size is (m + 1) r, or in_features where that is less: then the one factor is the matrix itself, and

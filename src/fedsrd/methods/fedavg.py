@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedsrd.core.factors import Delta, Factors, Slot, SparseTensor, difference, slots
+from fedsrd.core.factors import Delta, Factors, SparseTensor, add_weighted, difference, slots
 from fedsrd.methods.method import ClientStep, Method, ServerStep, register
 
 
@@ -21,19 +21,14 @@ class FedAvg(Method):
 
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
         """The whole dB and dA, float32."""
-        return {slot: SparseTensor.from_dense(delta) for slot, delta in difference(after, before).items()}
+        return {slot: SparseTensor.from_dense(delta) for slot, delta in difference(after, before)}
 
     def server_update(
         self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
     ) -> Delta:
         """sum_i p_i delta_i for every factor, dense."""
-        return {slot: SparseTensor.from_dense(mean(slot, tensor, deltas, weights)) for slot, tensor in slots(state)}
-
-
-def mean(slot: Slot, like: torch.Tensor, deltas: Sequence[Delta], weights: Sequence[float]) -> torch.Tensor:
-    """Weighted mean of one slot over the clients, dense, shape and dtype of `like`; a slot not sent counts as zero."""
-    total = torch.zeros_like(like)
-    for delta, weight in zip(deltas, weights, strict=True):
-        if slot in delta:
-            total.add_(delta[slot].dense(), alpha=weight)
-    return total
+        mean = {}
+        for slot, tensor in slots(state):
+            zero = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+            mean[slot] = SparseTensor.from_dense(add_weighted(zero, slot, deltas, weights))
+        return mean

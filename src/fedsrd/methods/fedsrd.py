@@ -19,7 +19,7 @@ from pydantic import Field
 
 from fedsrd import rng
 from fedsrd.core import decompose, sparsify
-from fedsrd.core.factors import Delta, Factors, Slot, slots
+from fedsrd.core.factors import Delta, Factors, Slot, difference
 from fedsrd.core.reconstruct import Mean
 from fedsrd.methods.method import ClientStep, Method, MethodOptions, ServerStep, register
 
@@ -58,8 +58,7 @@ class _SRD(Method):
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
         """The most important elements of dB and dA. A matrix at a time: no copy of the whole adapter is made."""
         kept = {}
-        for slot, tensor in slots(after):
-            delta = tensor - getattr(before[slot.module], slot.factor)
+        for slot, delta in difference(after, before):
             scores = sparsify.importance(slot, delta, before, after)
             ratio = sparsify.adaptive_ratio(scores, self.options.alpha, self.options.upper)
             pruned = sparsify.prune(delta, scores, ratio)

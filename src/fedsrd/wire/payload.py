@@ -112,7 +112,7 @@ def encode_delta(
     header = Header(kind, chosen, number if parts else 0, block if parts else 0, round_number, version, table.digest)
     body = [_pack_travels(shapes, parts)]
     if draw is not None and any(part.travels is Travels.DRAWN for part in parts):
-        body.append(struct.pack("<QI", draw.seed, _threshold(draw)))
+        body.append(struct.pack("<QI", draw.seed, rng.threshold(draw.keep)))
     body.append(positions)
     if parts:
         body.append(type_.pack([part.quantised for part in parts], raw=coding.exponents == "raw"))
@@ -197,20 +197,13 @@ def _block(delta: Delta, coding: Coding) -> int:
 def _common_draw(delta: Delta) -> Draw | None:
     """The draw that a payload names: that of the first drawn slot; slots of another draw are listed."""
     draws = (sparse.draw for sparse in delta.values() if sparse.count)
-    return next((draw for draw in draws if draw is not None and 0 < _threshold(draw) < 1 << 32), None)
-
-
-def _threshold(draw: Draw) -> int:
-    return round(draw.keep * (1 << 32))
+    return next((draw for draw in draws if draw is not None and 0 < rng.threshold(draw.keep) < 1 << 32), None)
 
 
 def _part(slot: Slot, sparse: SparseTensor, type_: ValueCoding, block: int, draw: Draw | None, seed: int) -> _Part:
     values = sparse.values.detach().cpu().numpy()
     positions = None if sparse.positions is None else sparse.positions.cpu().numpy()
-    uniform = None
-    if type_.scaled:
-        words = rng.words(len(values), seed, "rounding", slot.module, slot.factor)
-        uniform = (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    uniform = rng.fraction(len(values), seed, "rounding", slot.module, slot.factor) if type_.scaled else None
     try:
         quantised = type_.quantise(values, Place(sparse.elements, positions, len(values)), block, uniform)
     except ValueError as error:

@@ -118,19 +118,24 @@ def coded_size(counts: Array) -> float:
     return 5 + 3 * int(np.count_nonzero(counts)) + entropy(counts) / 8
 
 
-def encode_histogram(parts: Sequence[Symbols]) -> bytes:
+def histogram(parts: Sequence[Symbols]) -> Array:
+    """How often each of 256 symbols occurs in all parts: (256,) int64."""
+    return sum((np.bincount(part, minlength=256) for part in parts), np.zeros(256, dtype=np.int64))
+
+
+def encode_histogram(parts: Sequence[Symbols], counts: Array | None = None) -> bytes:
     """Symbols under a model of their own, which travels in front; nothing at all for no symbols.
 
     uint8 the number n of different symbols less 1, the symbols in order (uint8 each), their weights (uint16 each), then
-    the stream of their numbers 0 to n - 1 (none where n is 1).
+    the stream of their numbers 0 to n - 1 (none where n is 1). `counts` is `histogram(parts)`, for who has it.
     """
-    counts = sum((np.bincount(part, minlength=256) for part in parts), np.zeros(256, dtype=np.int64))
+    counts = histogram(parts) if counts is None else counts
     used = np.flatnonzero(counts)
     if not len(used):
         return b""
     # Sixteen bits, the largest at the top; what occurs at all must not vanish.
     weights = np.maximum(counts[used] * 65535 // int(counts.max()), 1)
-    head = bytes([len(used) - 1]) + used.astype(np.uint8).tobytes() + weights.astype("<u2").tobytes()
+    head: bytes = bytes([len(used) - 1]) + used.astype(np.uint8).tobytes() + weights.astype("<u2").tobytes()
     if len(used) == 1:
         return head
     encoder, table = Encoder(), frequencies(weights)

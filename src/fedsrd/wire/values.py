@@ -13,7 +13,7 @@ import numpy as np
 
 from fedsrd.errors import PayloadError
 from fedsrd.wire.reader import Reader
-from fedsrd.wire.symbols import coded_size, decode_histogram, encode_histogram
+from fedsrd.wire.symbols import coded_size, decode_histogram, encode_histogram, histogram
 
 Array = np.ndarray[Any, Any]
 Values = Array  # (count,) float32
@@ -128,14 +128,14 @@ class Float:
         size = self.bits // 8
         count = sum(len(words) for words in parts)
         tops = [] if raw else [self._top(words) for words in parts]
-        counts = sum((np.bincount(top, minlength=256) for top in tops), np.zeros(256, dtype=np.int64))
+        counts = histogram(tops)
         if raw or coded_size(counts) >= count:
             return b"\0" + b"".join(words.astype(f"<u{size}", copy=False).tobytes() for words in parts)
         rest = []
         for words in parts:
             rotated = self._rotated(words).astype(f"<u{size}", copy=False)
             rest.append(rotated.view(np.uint8).reshape(-1, size)[:, : size - 1].tobytes())
-        return b"".join([b"\1", encode_histogram(tops), *rest])
+        return b"".join([b"\1", encode_histogram(tops, counts), *rest])
 
     def unpack_words(self, reader: Reader, count: int, what: str) -> Array:
         """The inverse of `pack_words`, new and writable. Raises PayloadError."""
@@ -199,14 +199,15 @@ class Integer:
         if len(values):
             starts = np.flatnonzero(np.diff(blocks, prepend=-1))
             largest[blocks[starts]] = np.maximum.reduceat(np.abs(values), starts)
-        scales = _round_up(largest / np.float32(self.levels))
-        if not _finite(BFLOAT16.floats(scales)):
+        words = _round_up(largest / np.float32(self.levels))
+        scales = BFLOAT16.floats(words)
+        if not _finite(scales):
             raise ValueError(f"a value of {largest.max():.3g} does not fit {self.name}: its scale is no bfloat16")
-        scale = BFLOAT16.floats(scales)[blocks]
+        scale = scales[blocks]
         exact = np.divide(values, scale, out=np.zeros_like(values), where=scale > 0)
         shift = np.float32(0.5) if uniform is None else uniform
         numbers = np.clip(np.floor(exact + shift), -self.levels, self.levels).astype(np.int8)
-        return Quantised(numbers, scales)
+        return Quantised(numbers, words)
 
     def kept(self, quantised: Quantised) -> Array:
         """Level zero says nothing."""
