@@ -75,10 +75,11 @@ class WireSection(_Section):
 
 
 class ClientSection(_Section):
-    """One client and its private data."""
+    """One client and its private data; its rank, where the method takes clients of lower ranks than the adapter's."""
 
     name: Name
     data: DataSection
+    rank: Positive | None = None
 
 
 class EvaluationSet(_Section):

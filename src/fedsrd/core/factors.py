@@ -6,7 +6,7 @@ A LoRA-adapted linear layer has weight W0 + scale * B A with A (rank, in_feature
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -28,6 +28,10 @@ class LoraPair(NamedTuple):
 
 
 Factors = Mapping[str, LoraPair]
+
+Base = Mapping[str, Tensor]
+"""Change of the frozen weights by module, (out_features, in_features) float32, in units of B A: the model's weight is
+W0 + scale (change + B A). Empty for the methods that leave the base model as it is, which most do."""
 
 
 class ModuleShape(NamedTuple):
@@ -81,6 +85,15 @@ class ShapeTable:
             raw = name.encode()
             hasher.update(struct.pack("<4Q", len(raw), *sizes) + raw)
         return hasher.digest()
+
+    @classmethod
+    def of(cls, factors: "Factors") -> "ShapeTable":
+        """The table that these factors fit."""
+        return cls(
+            tuple(
+                ModuleShape(name, pair.B.shape[0], pair.A.shape[1], pair.A.shape[0]) for name, pair in factors.items()
+            )
+        )
 
 
 class Draw(NamedTuple):
@@ -207,6 +220,14 @@ def add(factors: Factors, delta: Delta) -> dict[str, LoraPair]:
     return result
 
 
+def add_base(base: Base, change: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The base's change plus one more, module by module; what is not touched is shared with the input, not copied."""
+    result = dict(base)
+    for module, tensor in change:
+        result[module] = result[module] + tensor if module in result else tensor
+    return result
+
+
 def difference(after: Factors, before: Factors) -> Iterator[tuple[Slot, Tensor]]:
     """After - before, dense float32, one slot at a time: no copy of the whole adapter is made."""
     for slot, tensor in slots(after):
@@ -226,11 +247,40 @@ def add_weighted(total: Tensor, slot: Slot, deltas: Sequence[Delta], weights: Se
     return total
 
 
-def digest(factors: Factors) -> str:
+def average(factors: Factors, deltas: Sequence[Delta], weights: Sequence[float]) -> dict[Slot, SparseTensor]:
+    """sum_i weight_i delta_i of every slot that somebody sent: the average of B and of A, each on its own.
+
+    Sparse where every delta is: with the elements that anybody sent; a slot whole in one of them is whole.
+
+    Args:
+        factors: what the deltas change, for the shapes.
+        deltas: at least one.
+        weights: one a delta, with sum 1.
+    """
+    mean = {}
+    for slot, tensor in slots(factors):
+        sent = [delta[slot] for delta in deltas if slot in delta]
+        if not sent:
+            continue
+        zero = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+        total = add_weighted(zero, slot, deltas, weights)
+        if any(sparse.positions is None for sparse in sent):
+            mean[slot] = SparseTensor.from_dense(total)
+            continue
+        touched = torch.zeros(total.numel(), dtype=torch.bool)
+        for sparse in sent:
+            touched[sparse.positions] = True
+        mean[slot] = SparseTensor.from_mask(total, touched.view_as(total))
+    return mean
+
+
+def digest(factors: Factors, base: Base | None = None) -> str:
     """SHA-256 over names, shapes and float32 bits, in hex: equal exactly when two replicas are equal bit for bit."""
     hasher = hashlib.sha256()
-    for slot, tensor in slots(factors):
-        raw = f"{slot.module}/{slot.factor}".encode()
+    named = [(f"{slot.module}/{slot.factor}", tensor) for slot, tensor in slots(factors)]
+    named += [(f"{module}/base", tensor) for module, tensor in (base or {}).items()]
+    for name, tensor in named:
+        raw = name.encode()
         hasher.update(struct.pack("<3Q", len(raw), *tensor.shape) + raw)
         hasher.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return hasher.hexdigest()

@@ -1,16 +1,27 @@
 """One client: holds a replica of the global factors, trains from it, sends what the method keeps."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from fedsrd import rng, wire
-from fedsrd.core.factors import Factor, Factors, LoraPair, ShapeTable, digest, initial_factors, slots
+from fedsrd.core.factors import (
+    Base,
+    Factor,
+    Factors,
+    LoraPair,
+    ShapeTable,
+    add_base,
+    digest,
+    initial_factors,
+    slots,
+)
 from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation.messages import Broadcast, Failure, Start, TrainTask, Update
-from fedsrd.methods import ClientStep, Method
+from fedsrd.methods import ClientStep, Method, Step
 
 
 class Trained(Protocol):
@@ -33,9 +44,18 @@ class Trainer(Protocol):
         """Number of training examples."""
 
     def train(
-        self, start: Factors, round_number: int, trained: Sequence[Factor], on_step: Callable[[int, float], None]
+        self,
+        start: Factors,
+        round_number: int,
+        trained: Sequence[Factor],
+        on_step: Callable[[int, float], None],
+        *,
+        base: Base,
+        proximal: float,
     ) -> Trained:
-        """Factors and loss after one round of local training from `start`."""
+        """Factors and loss after one round of local training from `start`, on weights changed by `base`, with
+        proximal/2 ||theta - start||^2 added to the loss.
+        """
 
 
 class Client:
@@ -44,6 +64,8 @@ class Client:
     Attributes:
         name: what the server calls it.
         factors: its replica of the global factors.
+        base: its replica of the change of the frozen weights; empty for most methods.
+        memory: what the method keeps at this client between rounds.
         version: the replica's version, the number of rounds that it holds.
     """
 
@@ -55,10 +77,15 @@ class Client:
         trainer: Trainer,
         seed: int,
         coding: wire.Coding | None = None,
+        rank: int | None = None,
     ) -> None:
         self.name = name
         self.factors: dict[str, LoraPair] = {}
+        self.base: dict[str, Tensor] = {}
+        self.memory: dict[str, Tensor] = {}
         self.version = -1
+        self._pending: dict[str, Tensor] = {}
+        self._rank = rank
         self._table = table
         self._method = method
         self._trainer = trainer
@@ -73,12 +100,20 @@ class Client:
             FederationError: its expansion is not the server's.
         """
         factors = initial_factors(self._table, wire.decode_start(message.payload, self._table))
-        self._replace(factors, 0, message.digest)
+        self._replace(factors, {}, 0, message.digest)
 
-    def restore(self, factors: Factors, version: int) -> None:
-        """Takes a copy of a checkpoint's factors as the replica."""
+    def restore(
+        self, factors: Factors, version: int, base: Base | None = None, memory: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Takes a copy of a checkpoint's state as the replica, and its own memory."""
         self.factors = {name: LoraPair(pair.B.clone(), pair.A.clone()) for name, pair in factors.items()}
+        self.base = {name: tensor.clone() for name, tensor in (base or {}).items()}
+        self.memory = self._pending = dict(memory or {})
         self.version = version
+
+    def model(self) -> Factors:
+        """The factors that this client would use, where the method's models are personal."""
+        return self._method.client_model(self.factors, self._step(self.version + 1))
 
     def train(self, task: TrainTask, on_step: Callable[[int, float], None]) -> Update | Failure:
         """Trains one round and gives the update, or the reason why there is none.
@@ -86,18 +121,28 @@ class Client:
         Raises:
             FederationError: the task builds on another state than this replica.
         """
-        if task.version != self.version or task.digest != digest(self.factors):
+        held = digest(self.factors, self.base)
+        if task.version != self.version or task.digest != held:
             raise FederationError(
                 f"client {self.name}: the task builds on version {task.version}, digest {task.digest[:12]}; "
-                f"this replica is version {self.version}, digest {digest(self.factors)[:12]}"
+                f"this replica is version {self.version}, digest {held[:12]}"
             )
         began = time.perf_counter()
-        trained = self._trainer.train(self.factors, task.round, self._method.trained(task.round), on_step)
+        step = self._step(task.round)
+        before = self._method.local_start(self.factors, step)
+        trained = self._trainer.train(
+            before,
+            task.round,
+            self._method.trained(task.round),
+            on_step,
+            base=self.base,
+            proximal=self._method.proximal,
+        )
         ended = time.perf_counter()
         # A NaN or infinity would spoil every client's model; nothing of it leaves this one.
         if not all(bool(torch.isfinite(tensor).all()) for _, tensor in slots(trained.factors)):
             return Failure(self.name, task.round, "training gave NaN or infinite parameters (learning rate too high?)")
-        delta = self._method.client_update(self.factors, trained.factors, ClientStep(task.round, self.name, self._seed))
+        delta = self._method.client_update(before, trained.factors, step)
         sparsified = time.perf_counter()
         rounding = rng.integer(self._seed, "rounding", task.round, self.name)
         try:
@@ -111,29 +156,40 @@ class Client:
             "sparsify": sparsified - ended,
             "encode": time.perf_counter() - sparsified,
         }
+        # The memory counts when the round does.
+        self._pending = step.memory
         return Update(self.name, task.round, self._trainer.count, payload, trained.loss, seconds)
 
     def apply(self, message: Broadcast) -> str:
-        """Applies a round's broadcast to the replica and gives the new digest. On any error the replica stays as it
-        was.
+        """Applies a round's broadcast to the replica and gives the new digest. On any error the replica and the memory
+        stay as they were.
 
         Raises:
             PayloadError: the payload is damaged, for another adapter, or for another version.
             FederationError: the result is not the server's state.
         """
-        header, delta = wire.decode_delta(message.payload, self._table)
+        table = self._method.downlink_table(self._table, message.clients)
+        header, delta = wire.decode_delta(message.payload, table)
         if header.kind is not wire.Kind.DOWNLINK or header.version != self.version or header.round != message.round:
             raise PayloadError(
                 f"client {self.name}: a {header.kind.name.lower()} of round {header.round} for version "
                 f"{header.version}: expected a downlink of round {message.round} for version {self.version}"
             )
-        return self._replace(self._method.apply(self.factors, delta), message.version, message.digest)
+        step = Step(message.round, self._seed)
+        factors = self._method.apply(self.factors, delta, step)
+        base = add_base(self.base, self._method.base_change(self.factors, delta, step))
+        found = self._replace(factors, base, message.version, message.digest)
+        self.memory = self._pending
+        return found
 
-    def _replace(self, factors: dict[str, LoraPair], version: int, expected: str) -> str:
-        found = digest(factors)
+    def _step(self, round_number: int) -> ClientStep:
+        return ClientStep(round_number, self.name, self._seed, self._rank, dict(self.memory))
+
+    def _replace(self, factors: dict[str, LoraPair], base: dict[str, Tensor], version: int, expected: str) -> str:
+        found = digest(factors, base)
         if found != expected:
             raise FederationError(
                 f"client {self.name}: version {version} has digest {found[:12]} here and {expected[:12]} at the server"
             )
-        self.factors, self.version = factors, version
+        self.factors, self.base, self.version = factors, base, version
         return found

@@ -9,37 +9,21 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from fedsrd import methods
-from fedsrd.core.factors import ShapeTable, digest
-from fedsrd.data.examples import Example
-from fedsrd.data.prompt import Encoded, encode
-from fedsrd.errors import DataError, FederationError
+from fedsrd.core.factors import Factors, ShapeTable
+from fedsrd.errors import FederationError, RecipeError
 from fedsrd.federation.client import Client
 from fedsrd.federation.messages import Failure
 from fedsrd.federation.records import Record, round_record, start_record, summarise
-from fedsrd.federation.runfolder import RunFolder
+from fedsrd.federation.runfolder import Checkpoint, RunFolder
 from fedsrd.federation.server import Closed, Server
-from fedsrd.recipe import DataSection, Recipe
+from fedsrd.federation.session import Assets, Observer, Session, check_data
+from fedsrd.recipe import Recipe
 
-EMBEDDED = "embedded:"
-
-
-class Observer(Protocol):
-    """Who is told how a run goes; a terminal display, a tracker, or nobody."""
-
-    def say(self, text: str) -> None:
-        """Something happens that takes a while, or that the user should know."""
-
-    def warn(self, text: str) -> None:
-        """Something went wrong that does not end the run."""
-
-    def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
-        """Within a round: `what` (a client, or evaluation) stands at `done` of `total`."""
-
-    def round_done(self, record: Record) -> None:
-        """A round is complete and on the disk."""
+POOL = "all"
+"""What the one client is called where all data lies in one place."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +51,15 @@ def prepare(recipe: Recipe, folder: RunFolder, *, resume: bool, observer: Observ
     sections = [(entry.data, entry.name) for entry in recipe.clients]
     sections += [(entry.data, entry.name) for entry in recipe.evaluation.sets]
     for data, owner in sections:
-        _check_data(data, owner)
+        check_data(data, owner)
+    _check_ranks(recipe)
     models.pick_device(recipe.model.device)
     lora = models.lora_config(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.targets)
     table = models.shape_table(recipe.model.id, lora, recipe.model.revision, observer.say)
     return Prepared(recipe, folder, table, lora)
 
 
-def run(prepared: Prepared, observer: Observer, *, keep_payloads: bool = False) -> Record:
+def run(prepared: Prepared, observer: Observer, *, keep_payloads: bool = False, assets: Assets | None = None) -> Record:
     """Runs (or continues) a federation to its last round and returns the summary.
 
     The state of every complete round is on the disk; a run that was killed continues with the same bytes.
@@ -83,51 +68,112 @@ def run(prepared: Prepared, observer: Observer, *, keep_payloads: bool = False) 
         prepared: what `prepare` checked.
         observer: who is told how it goes.
         keep_payloads: write every uplink and downlink into the run's folder.
+        assets: models and data of earlier runs in this process, to be used again.
 
     Raises:
-        FederationError: no client sent a usable update, replicas differ, or the disk is full.
+        FederationError: no client sent a usable update, replicas differ, the disk is full, or another process is at
+            work in the folder.
         DataError, ModelError, PackageError: data or model cannot be loaded.
     """
+    folder = prepared.folder
+    if not folder.try_lock():
+        raise FederationError(f"{folder.path}: another process is running in this folder")
+    try:
+        return _run(prepared, Session(prepared.recipe, prepared.lora, observer, assets or Assets()), keep_payloads)
+    finally:
+        folder.unlock()
+
+
+def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
     recipe, folder, table = prepared.recipe, prepared.folder, prepared.table
-    session = _Session(prepared, observer)
     method = methods.get(recipe.method["name"])(_options(recipe))
-    server = Server(table, method, recipe.weighting, recipe.seed, recipe.wire.downlink)
+    ranks = {entry.name: entry.rank for entry in recipe.clients}
+    server = Server(table, method, recipe.weighting, recipe.seed, recipe.wire.downlink, ranks)
     clients = [
-        Client(entry.name, table, method, trainer, recipe.seed, recipe.wire.uplink)
-        for entry, trainer in zip(recipe.clients, session.trainers(), strict=True)
+        Client(name, table, method, trainer, recipe.seed, recipe.wire.uplink, ranks.get(name))
+        for name, trainer in session.trainers(POOL if method.pooled else None).items()
     ]
+    federation = _Federation(server, clients, method, session)
     names = [client.name for client in clients]
     restored = folder.restore()
     if restored is None:
         folder.create(recipe, environment())
-        folder.write_adapter_config(session.adapter_config())
+        if not method.personal:
+            folder.write_adapter_config(session.adapter_config())
         start = server.start()
         for client in clients:
             client.start(start)
-        records = [start_record(len(start.payload), names, start.digest, session.quality(0, server))]
-        folder.commit(server.factors, 0, records)
+        records = [start_record(len(start.payload), names, start.digest, federation.quality())]
+        folder.commit(federation.checkpoint(), records, federation.adapter())
     else:
-        factors, version, records = restored
-        server.restore(factors, version)
+        checkpoint, records = restored
+        version = checkpoint.version
+        server.restore(checkpoint.factors, version, checkpoint.base, checkpoint.server)
         for client in clients:
-            client.restore(factors, version)
+            client.restore(checkpoint.factors, version, checkpoint.base, checkpoint.clients.get(client.name))
         # A crash may have left the adapter one round behind the state.
-        folder.commit(factors, version, records)
-        observer.say(f"Continuing after round {version} of {recipe.rounds}")
-        _warn_of_other_versions(folder.stored_recipe().environment, observer)
+        folder.commit(checkpoint, records, federation.adapter())
+        session.observer.say(f"Continuing after round {version} of {recipe.rounds}")
+        _warn_of_other_versions(folder.stored_recipe().environment, session.observer)
     for record in records:
-        observer.round_done(record)
+        session.observer.round_done(record)
     while server.version < recipe.rounds:
-        record, closed = _one_round(server, clients, session, table)
+        record, closed = _one_round(federation, table)
         records.append(record)
         if keep_payloads:
             uplinks = {update.client: update.payload for update in closed.accepted}
             folder.keep_payloads(server.version, uplinks, closed.broadcast.payload)
-        folder.commit(server.factors, server.version, records)
-        observer.round_done(records[-1])
+        folder.commit(federation.checkpoint(), records, federation.adapter())
+        session.observer.round_done(records[-1])
+    federation.export(folder)
     summary = summarise(recipe, table, records)
     folder.write_summary(summary)
     return summary
+
+
+@dataclass(frozen=True)
+class _Federation:
+    """Server and clients, and the model that they share."""
+
+    server: Server
+    clients: Sequence[Client]
+    method: methods.Method
+    session: Session
+
+    def checkpoint(self) -> Checkpoint:
+        """All that a run continues from."""
+        memories = {client.name: client.memory for client in self.clients if client.memory}
+        server = self.server
+        return Checkpoint(server.factors, server.version, server.base, server.memory, memories)
+
+    def adapter(self) -> Factors | None:
+        """The factors of the one adapter, None where there is none that says all."""
+        return None if self.method.personal or self.server.base else self.server.model()
+
+    def quality(self) -> dict[str, Any]:
+        """What the record of the round says of quality: that of the global model, or of every client's own."""
+        server = self.server
+        if not self.session.evaluates(server.version):
+            return {"eval": {}}
+        if not self.method.personal or server.version == 0:
+            return {"eval": self.session.quality(server.version, server.model(), server.base)}
+        by_client = {
+            client.name: self.session.quality(server.version, client.model(), server.base) for client in self.clients
+        }
+        sets = next(iter(by_client.values()))
+        mean = {name: sum(found[name] for found in by_client.values()) / len(by_client) for name in sets}
+        return {"eval": mean, "eval_by_client": by_client}
+
+    def export(self, folder: RunFolder) -> None:
+        """Writes the adapters that `commit` does not: personal ones, and one that holds a changed base."""
+        from fedsrd.training.models import adapter_tensors, merged_tensors
+
+        if self.method.personal:
+            for client in self.clients:
+                folder.write_adapter(self.session.adapter_config(), adapter_tensors(client.model()), name=client.name)
+        elif self.server.base:
+            tensors, ranks = merged_tensors(self.server.model(), self.server.base)
+            folder.write_adapter(self.session.adapter_config(ranks), tensors)
 
 
 def environment() -> dict[str, str]:
@@ -146,9 +192,8 @@ def _warn_of_other_versions(stored: Mapping[str, str], observer: Observer) -> No
         )
 
 
-def _one_round(
-    server: Server, clients: Sequence[Client], session: "_Session", table: ShapeTable
-) -> tuple[Record, Closed]:
+def _one_round(federation: _Federation, table: ShapeTable) -> tuple[Record, Closed]:
+    server, clients, session = federation.server, federation.clients, federation.session
     task = server.task()
     answers = []
     seconds = {"train": 0.0, "sparsify": 0.0, "encode": 0.0}
@@ -163,135 +208,30 @@ def _one_round(
         session.observer.warn(f"round {task.round}: {failure.client} is left out: {failure.reason}")
     began = time.perf_counter()
     digests = {client.apply(closed.broadcast) for client in clients}
-    if digests != {digest(server.factors)}:
+    if digests != {server.digest}:
         raise FederationError(f"round {task.round}: replicas differ: {sorted(digests)}")
     seconds |= closed.seconds | {"apply": time.perf_counter() - began}
     began = time.perf_counter()
-    quality = session.quality(task.round, server)
+    quality = federation.quality()
     seconds["evaluate"] = time.perf_counter() - began
     return round_record(closed, [client.name for client in clients], table, seconds, quality), closed
 
 
-class _Session:
-    """The model and the data of a local run, and who watches it."""
-
-    def __init__(self, prepared: Prepared, observer: Observer) -> None:
-        from fedsrd.training.models import AdaptedModel
-
-        recipe = prepared.recipe
-        self.prepared = prepared
-        self.observer = observer
-        # Data first: a client without examples must show before weights are read.
-        train = {entry.name: load_examples(entry.data, entry.name, observer) for entry in recipe.clients}
-        tests = {
-            entry.name: load_examples(entry.data, entry.name, observer)[: recipe.evaluation.examples]
-            for entry in recipe.evaluation.sets
-        }
-        observer.say(f"Loading {recipe.model.id}")
-        self.adapted = AdaptedModel.load(
-            recipe.model.id,
-            prepared.lora,
-            revision=recipe.model.revision,
-            dtype=recipe.model.dtype,
-            device=recipe.model.device,
-            gradient_checkpointing=recipe.model.gradient_checkpointing,
-            say=observer.say,
-        )
-        self._train = {name: self._encoded(examples) for name, examples in train.items()}
-        self._tests = {name: self._encoded(examples) for name, examples in tests.items()}
-
-    def trainers(self) -> list[Any]:
-        """One trainer a client, in the recipe's order, all with the same model."""
-        from fedsrd.training.sft import LocalTrainer, SFTOptions
-
-        recipe, training = self.prepared.recipe, self.prepared.recipe.training
-        options = SFTOptions(
-            training.steps,
-            training.batch_size,
-            training.accumulation,
-            training.learning_rate,
-            training.weight_decay,
-            training.max_grad_norm,
-        )
-        return [
-            LocalTrainer(self.adapted, examples, options, name, recipe.seed) for name, examples in self._train.items()
-        ]
-
-    def quality(self, round_number: int, server: Server) -> dict[str, float]:
-        """Response NLL of the global adapter by set, where this round is one to evaluate; else nothing."""
-        from fedsrd.evaluation.nll import evaluate
-
-        recipe = self.prepared.recipe
-        every = recipe.evaluation.every
-        if round_number not in (0, recipe.rounds) and not (every and round_number % every == 0):
-            return {}
-        self.adapted.set_factors(server.factors)
-        done = iter(range(len(self._tests)))
-
-        def on_set(name: str) -> None:
-            self.observer.activity(round_number, "evaluation", next(done), len(self._tests), name)
-
-        return evaluate(self.adapted, self._tests, recipe.evaluation.batch_size, on_set)
-
-    def on_step(self, round_number: int, client: str) -> Any:
-        """A callback that shows a client's progress."""
-        steps = self.prepared.recipe.training.steps
-
-        def show(step: int, loss: float) -> None:
-            self.observer.activity(round_number, client, step, steps, f"loss {loss:.3f}")
-
-        return show
-
-    def adapter_config(self) -> str:
-        """The text of adapter_config.json."""
-        from fedsrd.training.models import adapter_config
-
-        model = self.prepared.recipe.model
-        return adapter_config(self.prepared.lora, model.id, model.revision)
-
-    def _encoded(self, examples: Sequence[Example]) -> list[Encoded]:
-        training = self.prepared.recipe.training
-        return [encode(e, training.prompt, self.adapted.tokenizer, training.max_length) for e in examples]
-
-
-def load_examples(data: DataSection, owner: str, observer: Observer) -> list[Example]:
-    """The examples of one data section.
-
-    Raises:
-        DataError: they cannot be read, or there are none; the message names `owner`.
-    """
-    from fedsrd.data import catalog, local
-
-    try:
-        if data.source.startswith(EMBEDDED):
-            examples = catalog.load(data.source.removeprefix(EMBEDDED), _split(data), observer.say)[: data.limit]
-        else:
-            examples = local.load_local(
-                data.source, split=data.split, columns=data.columns, template=data.template, limit=data.limit
+def _check_ranks(recipe: Recipe) -> None:
+    method = methods.get(recipe.method["name"])
+    for entry in recipe.clients:
+        if entry.rank is None or entry.rank == recipe.lora.rank:
+            continue
+        if entry.rank > recipe.lora.rank:
+            raise RecipeError(
+                f"client {entry.name}: rank = {entry.rank} is more than the adapter's, lora.rank = {recipe.lora.rank}"
             )
-    except DataError as error:
-        raise DataError(f"{owner}: {error}") from None
-    if not examples:
-        raise DataError(f"{owner}: {data.source} has no examples in split {data.split!r}; every client needs one")
-    return examples
-
-
-def _check_data(data: DataSection, owner: str) -> None:
-    from fedsrd.data import catalog, local
-
-    try:
-        if data.source.startswith(EMBEDDED):
-            catalog.get(data.source.removeprefix(EMBEDDED), _split(data))
-        else:
-            local.check_local(data.source, split=data.split, columns=data.columns, template=data.template)
-    except DataError as error:
-        raise DataError(f"{owner}: {error}") from None
-
-
-def _split(data: DataSection) -> Any:
-    if data.split not in ("train", "test"):
-        raise DataError(f"{data.source} has splits 'train' and 'test', not {data.split!r}")
-    return data.split
+        if not method.any_rank:
+            able = [name for name in methods.names() if methods.get(name).any_rank]
+            raise RecipeError(
+                f"client {entry.name}: rank = {entry.rank}, but {method.name} needs every client at lora.rank = "
+                f"{recipe.lora.rank}; methods that take lower ranks: {', '.join(able)}"
+            )
 
 
 def _options(recipe: Recipe) -> methods.MethodOptions:

@@ -52,9 +52,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """To every client: the round's downlink payload, the version that it leads to, and that state's digest."""
+    """To every client: the round's downlink payload, the version that it leads to, and that state's digest.
+
+    `clients` is the number of updates that it aggregates: some methods' shapes follow from it.
+    """
 
     round: int
     version: int
     payload: bytes
     digest: str
+    clients: int

@@ -1,6 +1,6 @@
 """What a run writes about itself: the object of one round, and the summary of all."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fedsrd.core.factors import ShapeTable
@@ -15,30 +15,37 @@ def group_of(module: str) -> str:
     return module.rpartition(".")[2]
 
 
-def density(deltas: Iterable[Counts], table: ShapeTable) -> dict[str, float]:
-    """Share of elements that travel, by module group and factor (such as "q_proj.B"), the mean over the deltas.
+def layer_of(module: str) -> str:
+    """The layer of a module: the first number in its name, such as 11 of model.layers.11.mlp.up_proj; "-" where there
+    is none.
+    """
+    return next((part for part in module.split(".") if part.isdecimal()), "-")
 
-    Groups of which nothing travels are left out.
+
+def density(deltas: Iterable[Counts], table: ShapeTable, part: Callable[[str], str] = group_of) -> dict[str, float]:
+    """Share of elements that travel, by part of the model and factor (such as "q_proj.B"), the mean over the deltas.
+
+    Parts of which nothing travels are left out.
     """
     sent: dict[str, int] = {}
     whole: dict[str, int] = {}
     for delta in deltas:
         for slot, (rows, columns) in table.shapes.items():
-            key = f"{group_of(slot.module)}.{slot.factor}"
+            key = f"{part(slot.module)}.{slot.factor}"
             whole[key] = whole.get(key, 0) + rows * columns
             if slot in delta:
                 sent[key] = sent.get(key, 0) + delta[slot]
     return {key: round(count / whole[key], 6) for key, count in sent.items()}
 
 
-def start_record(start_bytes: int, clients: Sequence[str], state_digest: str, quality: Mapping[str, float]) -> Record:
+def start_record(start_bytes: int, clients: Sequence[str], state_digest: str, quality: Mapping[str, Any]) -> Record:
     """Round 0: the start that every client got, and the base model's quality."""
     return {
         "round": 0,
         "digest": state_digest,
         "bytes_up": {},
         "bytes_down": dict.fromkeys(clients, start_bytes),
-        "eval": dict(quality),
+        **quality,
     }
 
 
@@ -47,7 +54,7 @@ def round_record(
     clients: Sequence[str],
     table: ShapeTable,
     seconds: Mapping[str, float],
-    quality: Mapping[str, float],
+    quality: Mapping[str, Any],
 ) -> Record:
     """One round's object in rounds.jsonl. Bytes are lengths of real payloads; seconds are summed over clients."""
     losses = {update.client: round(update.loss, 6) for update in closed.accepted}
@@ -59,12 +66,13 @@ def round_record(
         "bytes_up": {update.client: len(update.payload) for update in closed.accepted},
         "bytes_down": dict.fromkeys(clients, len(closed.broadcast.payload)),
         "density_up": density(closed.uplinks, table),
+        "density_up_by_layer": density(closed.uplinks, table, layer_of),
         "density_down": density([closed.downlink], table),
         "seconds": {phase: round(value, 4) for phase, value in seconds.items()},
         "train_loss": sum(losses.values()) / len(losses),
         "train_loss_by_client": losses,
         "rejected": {failure.client: failure.reason for failure in closed.rejected},
-        "eval": dict(quality),
+        **quality,
     }
 
 
@@ -76,7 +84,7 @@ def summarise(recipe: Recipe, table: ShapeTable, records: Sequence[Record]) -> R
     up = sum(sum(record["bytes_up"].values()) for record in records)
     down = sum(sum(record["bytes_down"].values()) for record in records)
     rounds = len(records) - 1
-    values = 2 * table.elements * len(recipe.clients) * rounds
+    values = 2 * table.elements * len(records[0]["bytes_down"]) * rounds
     measured = [record["eval"] for record in records if record["eval"]]
     in_domain = [entry.name for entry in recipe.evaluation.sets if entry.in_domain]
     outside = [entry.name for entry in recipe.evaluation.sets if not entry.in_domain]
@@ -97,7 +105,7 @@ def summarise(recipe: Recipe, table: ShapeTable, records: Sequence[Record]) -> R
         "method": recipe.method["name"],
         "seed": recipe.seed,
         "rounds": rounds,
-        "clients": len(recipe.clients),
+        "clients": len(records[0]["bytes_down"]),
         "parameters": table.elements,
         "bytes_up": up,
         "bytes_down": down,

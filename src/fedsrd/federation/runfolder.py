@@ -3,8 +3,9 @@
     recipe.toml      the resolved recipe with the versions of the libraries
     rounds.jsonl     one object a round (round 0: the start)
     summary.json     totals, ratios, quality
-    adapter/         the newest global adapter, in PEFT's layout
-    state/           global.safetensors: factors, version and digest of the last complete round
+    adapter/         the newest global adapter, in PEFT's layout (a changed base model's: at the end)
+    adapters/NAME/   instead, where every client ends with a model of its own
+    state/           global.safetensors: version, digest and all that continues from the last complete round
     payloads/        every uplink and downlink, where the user asked to keep them
 
 A round counts once `state/global.safetensors` is replaced. `rounds.jsonl` is written before it and may be one round
@@ -16,14 +17,69 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from fedsrd.core.factors import Factors, LoraPair, ModuleShape, ShapeTable, digest
+from torch import Tensor
+
+from fedsrd.core.factors import Factors, ShapeTable, digest
 from fedsrd.errors import FederationError, RecipeError, RunFolderError
 from fedsrd.recipe import Recipe, load
 
+try:
+    import fcntl
+except ImportError:  # not on Windows: there, two runs in one folder are the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run continues from.
+
+    Attributes:
+        factors: the global factors.
+        version: how many rounds they hold.
+        base: the change of the frozen weights.
+        server: what the method keeps at the server.
+        clients: what it keeps at each client.
+    """
+
+    factors: Factors
+    version: int
+    base: Mapping[str, Tensor] = field(default_factory=dict)
+    server: Mapping[str, Tensor] = field(default_factory=dict)
+    clients: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Of the replicated state."""
+        return digest(self.factors, self.base)
+
+    def extras(self) -> dict[str, Tensor]:
+        """Everything but the factors, by names that no factor has."""
+        found = {f"base|{name}": tensor for name, tensor in self.base.items()}
+        found |= {f"server|{name}": tensor for name, tensor in self.server.items()}
+        for client, memory in self.clients.items():
+            found |= {f"client|{client}|{name}": tensor for name, tensor in memory.items()}
+        return found
+
+    @classmethod
+    def read(cls, factors: Factors, version: int, extras: Mapping[str, Tensor]) -> "Checkpoint":
+        """The inverse of `extras`."""
+        parts: dict[str, dict[str, Tensor]] = {"base": {}, "server": {}}
+        clients: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in extras.items():
+            kind, _, name = key.partition("|")
+            if kind == "client":
+                client, _, name = name.partition("|")
+                clients.setdefault(client, {})[name] = tensor
+            else:
+                parts[kind][name] = tensor
+        order = [name for name in factors if name in parts["base"]]
+        return cls(factors, version, {name: parts["base"][name] for name in order}, parts["server"], clients)
 
 
 class RunFolder:
@@ -35,6 +91,31 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: IO[bytes] | None = None
+
+    def try_lock(self) -> bool:
+        """Claims the folder for this process until `unlock` or its end; False where another process has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = (self.path / ".lock").open("ab")
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            return False
+        self._lock = handle
+        return True
+
+    def unlock(self) -> None:
+        """Gives the folder up."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "summary.json").is_file()
 
     @property
     def recipe_file(self) -> Path:
@@ -60,7 +141,7 @@ class RunFolder:
         """
         if self.recipe_file.exists():
             raise RunFolderError(f"{self.path} holds a run already; continue it with --resume, or choose another --out")
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())):
             raise RunFolderError(f"{self.path} is not an empty folder; choose another --out")
 
     def check_resumable(self, recipe: Recipe) -> None:
@@ -97,8 +178,8 @@ class RunFolder:
             (self.path / "state").mkdir(parents=True, exist_ok=True)
             write_atomically(self.recipe_file, recipe.to_toml(environment).encode())
 
-    def restore(self) -> tuple[dict[str, LoraPair], int, list[Record]] | None:
-        """Factors, version and records of the last complete round; None when not even the start was complete.
+    def restore(self) -> tuple[Checkpoint, list[Record]] | None:
+        """State and records of the last complete round; None when not even the start was complete.
 
         Raises:
             RunFolderError: the state is damaged.
@@ -112,17 +193,25 @@ class RunFolder:
         try:
             with safe_open(self._state, framework="pt") as archive:
                 metadata = archive.metadata() or {}
-                factors = factors_of_adapter({key: archive.get_tensor(key) for key in archive.keys()})  # noqa: SIM118
+                tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118
+            extras = {key: tensors.pop(key) for key in list(tensors) if "|" in key}
+            factors = factors_of_adapter(tensors)
             version = int(metadata["version"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise RunFolderError(f"{self._state} is damaged, the run cannot be resumed: {error}") from None
-        ordered = _in_order(factors, json.loads(metadata["modules"]))
-        if digest(ordered) != metadata["digest"]:
+        ordered = {name: factors[name] for name in json.loads(metadata["modules"])}
+        checkpoint = Checkpoint.read(ordered, version, extras)
+        if checkpoint.digest != metadata["digest"]:
             raise RunFolderError(f"{self._state} is damaged: its digest is not {metadata['digest'][:12]}")
-        return ordered, version, self._records(version)
+        return checkpoint, self._records(version)
 
-    def commit(self, factors: Factors, version: int, records: list[Record]) -> None:
-        """Makes `version` the last complete round: rounds.jsonl, then the state, then the adapter.
+    def commit(self, checkpoint: Checkpoint, records: list[Record], model: Factors | None) -> None:
+        """Makes a checkpoint the last complete round: rounds.jsonl, then the state, then the adapter.
+
+        Args:
+            checkpoint: the state.
+            records: the objects of all rounds up to it.
+            model: the factors to use, written to `adapter/`; None where there is no one adapter (yet).
 
         Raises:
             FederationError: the disk is full or fails; what was complete before stays.
@@ -131,19 +220,38 @@ class RunFolder:
 
         from fedsrd.training.models import adapter_tensors
 
-        tensors = adapter_tensors(factors)
-        metadata = {"version": str(version), "digest": digest(factors), "modules": json.dumps(list(factors))}
-        with self._disk(f"round {version}"):
+        tensors = adapter_tensors(checkpoint.factors)
+        metadata = {
+            "version": str(checkpoint.version),
+            "digest": checkpoint.digest,
+            "modules": json.dumps(list(checkpoint.factors)),
+        }
+        with self._disk(f"round {checkpoint.version}"):
             lines = "".join(json.dumps(record) + "\n" for record in records)
             write_atomically(self._rounds, lines.encode())
-            write_atomically(self._state, save(tensors, metadata=metadata))
-            write_atomically(self.adapter / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+            write_atomically(self._state, save(_plain({**tensors, **checkpoint.extras()}), metadata=metadata))
+            if model is not None:
+                write_atomically(
+                    self.adapter / "adapter_model.safetensors",
+                    save(_plain(adapter_tensors(model)), metadata={"format": "pt"}),
+                )
 
     def write_adapter_config(self, text: str) -> None:
         """Makes `adapter/` one that PEFT reads."""
         with self._disk("the adapter's config"):
             self.adapter.mkdir(exist_ok=True)
             write_atomically(self.adapter / "adapter_config.json", text.encode())
+
+    def write_adapter(self, config: str, tensors: Mapping[str, Tensor], name: str | None = None) -> Path:
+        """Writes a whole adapter in PEFT's layout: to `adapter/`, or to `adapters/NAME/`. Gives the folder."""
+        from safetensors.torch import save
+
+        folder = self.adapter if name is None else self.path / "adapters" / name
+        with self._disk(f"the adapter {folder.name}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "adapter_config.json", config.encode())
+            write_atomically(folder / "adapter_model.safetensors", save(_plain(tensors), metadata={"format": "pt"}))
+        return folder
 
     def write_summary(self, summary: Record) -> None:
         """Writes summary.json."""
@@ -164,12 +272,7 @@ class RunFolder:
         restored = self.restore()
         if restored is None:
             return None
-        return ShapeTable(
-            tuple(
-                ModuleShape(name, pair.B.shape[0], pair.A.shape[1], pair.A.shape[0])
-                for name, pair in restored[0].items()
-            )
-        )
+        return ShapeTable.of(restored[0].factors)
 
     def _records(self, version: int) -> list[Record]:
         records = []
@@ -217,5 +320,13 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _in_order(factors: Factors, names: list[str]) -> dict[str, LoraPair]:
-    return {name: factors[name] for name in names}
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # safetensors refuses views, and tensors that share memory.
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().contiguous()
+        pointer = whole.untyped_storage().data_ptr()
+        found[name] = whole.clone() if pointer in seen else whole
+        seen.add(pointer)
+    return found

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from fedsrd import rng, wire
-from fedsrd.core.factors import Delta, Factors, LoraPair, ShapeTable, Slot, digest, initial_factors
+from fedsrd.core.factors import Base, Delta, Factors, LoraPair, ShapeTable, Slot, add_base, digest, initial_factors
 from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation.messages import Broadcast, Failure, Start, TrainTask, Update
 from fedsrd.federation.spool import Spool
-from fedsrd.methods import Method, ServerStep
+from fedsrd.methods import Method, ServerStep, Step
 
 Weighting = Literal["uniform", "examples"]
 Counts = Mapping[Slot, int]
@@ -42,12 +44,23 @@ class Server:
 
     Attributes:
         factors: the global factors.
+        base: the change of the frozen weights; empty for most methods.
+        memory: what the method keeps at the server between rounds.
         version: how many rounds they hold.
     """
 
     def __init__(
-        self, table: ShapeTable, method: Method, weighting: Weighting, seed: int, coding: wire.Coding | None = None
+        self,
+        table: ShapeTable,
+        method: Method,
+        weighting: Weighting,
+        seed: int,
+        coding: wire.Coding | None = None,
+        ranks: Mapping[str, int | None] | None = None,
     ) -> None:
+        self.base: dict[str, Tensor] = {}
+        self.memory: dict[str, Tensor] = {}
+        self._ranks = dict(ranks or {})
         self.factors: dict[str, LoraPair] = initial_factors(table, seed)
         self.version = 0
         self._table = table
@@ -56,9 +69,21 @@ class Server:
         self._seed = seed
         self._coding = coding or wire.Coding()
 
-    def restore(self, factors: Factors, version: int) -> None:
+    def restore(
+        self, factors: Factors, version: int, base: Base | None = None, memory: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Continues from a checkpoint."""
         self.factors, self.version = dict(factors), version
+        self.base, self.memory = dict(base or {}), dict(memory or {})
+
+    @property
+    def digest(self) -> str:
+        """Of the replicated state: what every client must hold."""
+        return digest(self.factors, self.base)
+
+    def model(self) -> Factors:
+        """The factors to use and to evaluate."""
+        return self._method.model(self.factors, self.memory)
 
     def start(self) -> Start:
         """The message that gives a new client the common start, in a few bytes."""
@@ -67,7 +92,7 @@ class Server:
 
     def task(self) -> TrainTask:
         """The next round's task."""
-        return TrainTask(self.version + 1, self.version, digest(self.factors))
+        return TrainTask(self.version + 1, self.version, self.digest)
 
     def close_round(self, answers: Sequence[Update | Failure]) -> Closed:
         """Checks the answers, aggregates the good ones, and moves to the next version.
@@ -100,29 +125,32 @@ class Server:
                 reasons = "; ".join(f"{failure.client}: {failure.reason}" for failure in rejected) or "nobody answered"
                 raise FederationError(f"round {round_number}: no client sent a usable update ({reasons})")
             decoded = time.perf_counter()
-            made = self._method.server_update(
-                self.factors, deltas, self._weights(accepted), ServerStep(round_number, self._seed)
-            )
+            ranks = [self._ranks.get(update.client) for update in accepted]
+            step = ServerStep(round_number, self._seed, ranks, dict(self.memory))
+            made = self._method.server_update(self.factors, deltas, self._weights(accepted), step)
         if not wire.is_finite(made):
             raise FederationError(f"round {round_number}: the aggregate has NaN or infinite values; state kept")
         aggregated = time.perf_counter()
         rounding = rng.integer(self._seed, "rounding", round_number)
+        table = self._method.downlink_table(self._table, len(accepted))
         try:
             payload = wire.encode_delta(
-                made, self._table, wire.Kind.DOWNLINK, round_number, self.version, self._coding, rounding
+                made, table, wire.Kind.DOWNLINK, round_number, self.version, self._coding, rounding
             )
         except ValueError as error:
             raise FederationError(f"round {round_number}: the broadcast cannot be sent: {error}; state kept") from None
         # The server applies what it sent, as the clients will read it: one state, whatever the coding rounds.
-        _, downlink = wire.decode_delta(payload, self._table)
-        self.factors = self._method.apply(self.factors, downlink)
-        self.version = round_number
+        _, downlink = wire.decode_delta(payload, table)
+        plain = Step(round_number, self._seed)
+        base = add_base(self.base, self._method.base_change(self.factors, downlink, plain))
+        self.factors = self._method.apply(self.factors, downlink, plain)
+        self.base, self.memory, self.version = base, step.memory, round_number
         seconds = {
             "decode": decoded - began,
             "server": aggregated - decoded,
             "broadcast": time.perf_counter() - aggregated,
         }
-        broadcast = Broadcast(round_number, self.version, payload, digest(self.factors))
+        broadcast = Broadcast(round_number, self.version, payload, self.digest, len(accepted))
         sent = {slot: sparse.count for slot, sparse in downlink.items()}
         return Closed(broadcast, accepted, rejected, counts, sent, seconds)
 

@@ -1,6 +1,38 @@
-"""Federated methods, one file each, all of the interface in `method`. Importing this package registers every one."""
+"""Federated methods, one file each, all of the interface in `method`. Importing this package registers every one.
 
-from fedsrd.methods import fedavg, fedsrd
-from fedsrd.methods.method import ClientStep, Method, MethodOptions, ServerStep, get, names
+A file that is put into this folder is found by itself; one that lies elsewhere is loaded by `--import` of the command
+line, or by the entry points `fedsrd.methods` of an installed package.
+"""
 
-__all__ = ["ClientStep", "Method", "MethodOptions", "ServerStep", "fedavg", "fedsrd", "get", "names"]
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+
+from fedsrd.methods.method import (
+    ClientStep,
+    Memory,
+    Method,
+    MethodOptions,
+    ServerStep,
+    Step,
+    get,
+    names,
+    register,
+)
+
+__all__ = [
+    "ClientStep",
+    "Memory",
+    "Method",
+    "MethodOptions",
+    "ServerStep",
+    "Step",
+    "get",
+    "names",
+    "register",
+]
+
+for _found in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_found.name}")
+for _entry in entry_points(group="fedsrd.methods"):
+    _entry.load()

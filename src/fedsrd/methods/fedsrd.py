@@ -10,91 +10,113 @@ Models Fine-Tuning", WWW 2026 (arXiv 2510.04601). One round, t = 1, 2, ...:
 
 Where the paper is silent: rounds count from 1, so B moves first; server and clients add the same sparse delta, so they
 never drift; the L1 rescale of the authors' program is the default, with a cap; a ratio never exceeds its upper bound.
+
+Every part can be switched on its own (`FedSRDOptions`), so that the paper's ablations are recipes.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 
 from fedsrd import rng
 from fedsrd.core import decompose, sparsify
-from fedsrd.core.factors import Delta, Factors, Slot, difference
-from fedsrd.core.reconstruct import Mean
-from fedsrd.methods.method import ClientStep, Method, MethodOptions, ServerStep, register
+from fedsrd.core.factors import Delta, Factors, Slot, SparseTensor, average
+from fedsrd.core.reconstruct import Mean, project
+from fedsrd.methods.method import ClientStep, Method, ServerStep, register
+from fedsrd.methods.uplink import Fraction, UplinkOptions, sparse_update
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
-
-class FedSRDOptions(MethodOptions):
-    """Options of both variants.
+class FedSRDOptions(UplinkOptions):
+    """Options of both variants: the uplink's, and these of the server.
 
     Attributes:
-        alpha: base ratio of uplink elements to drop (the paper: 0.85 to 0.9).
-        upper: largest uplink ratio of one matrix.
-        rescale: "l1" gives kept elements the whole delta's L1 norm (the authors' program); "none" leaves them.
-        rescale_cap: largest factor of the L1 rescale.
-        download_sparsity: share of the broadcast factor's elements to drop at random (the paper: 0.8).
+        server: "alternate" aggregates full weights and moves one factor in turn (the method); "svd" aggregates full
+            weights and sends both factors of their truncated SVD (no decomposition); "average" averages each factor on
+            its own (no reconstruction).
+        project: "alternate" takes the aggregate's best rank-r approximation first.
+        download: which elements of the broadcast stay: "random" ones, divided by their probability; those of largest
+            "importance", rescaled as the uplink's; "none" are dropped.
+        download_sparsity: share of the broadcast's elements to drop (the paper: 0.8).
         cutoff: singular values below this share of the largest count as zero in the pseudo-inverse.
         damping: Tikhonov damping of the pseudo-inverse, relative to the largest singular value; 0 for none.
     """
 
-    alpha: Fraction = 0.85
-    upper: Fraction = 0.99
-    rescale: sparsify.Rescale = "l1"
-    rescale_cap: Annotated[float, Field(ge=1)] = 10.0
+    server: Literal["alternate", "svd", "average"] = "alternate"
+    project: bool = True
+    download: Literal["random", "importance", "none"] = "random"
     download_sparsity: Fraction = 0.8
     cutoff: Fraction = 1e-6
     damping: Annotated[float, Field(ge=0)] = 0.0
 
 
-class _SRD(Method):
-    """What FedSRD and FedSRD-e share: all but whether the mean weight is projected to the adapter's rank."""
+@register
+class FedSRD(Method):
+    """The whole method: the aggregate is projected to the adapter's rank before it is decomposed."""
 
+    name = "fedsrd"
+    summary = "importance-sparse uplink, exact aggregation, rank-r projection, alternating sparse downlink"
     Options = FedSRDOptions
     options: FedSRDOptions
-    projects: ClassVar[bool]
 
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
-        """The most important elements of dB and dA. A matrix at a time: no copy of the whole adapter is made."""
-        kept = {}
-        for slot, delta in difference(after, before):
-            scores = sparsify.importance(slot, delta, before, after)
-            ratio = sparsify.adaptive_ratio(scores, self.options.alpha, self.options.upper)
-            pruned = sparsify.prune(delta, scores, ratio)
-            kept[slot] = sparsify.rescale(pruned, delta, self.options.rescale, self.options.rescale_cap)
-        return kept
+        """The chosen elements of dB and dA."""
+        return sparse_update(before, after, self.options, step)
 
     def server_update(
         self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
     ) -> Delta:
         """The sparse change of this round's factor, module by module, so that memory holds one module's products."""
-        factor = decompose.factor_of_round(step.round)
-        keep = 1.0 - self.options.download_sparsity
         seed = rng.integer(step.seed, "download mask", step.round)
-        broadcast = {}
+        return {
+            slot: self._thinned(slot, moved, state, seed)
+            for slot, moved in self._moved(state, deltas, weights, step.round)
+        }
+
+    def _moved(
+        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], round_number: int
+    ) -> Iterator[tuple[Slot, torch.Tensor]]:
+        """Dense changes by slot, before anything of them is dropped."""
+        options = self.options
+        if options.server == "average":
+            for slot, mean in average(state, deltas, weights).items():
+                yield slot, mean.dense()
+            return
+        factor = decompose.factor_of_round(round_number)
         for name, pair in state.items():
-            rank = pair.A.shape[0] if self.projects else None
-            mean = Mean(name, pair, deltas, weights)
-            moved = decompose.alternate(mean, factor, rank, self.options.cutoff, self.options.damping)
-            slot = Slot(name, factor)
-            broadcast[slot] = decompose.sparsify_at_random(moved, slot, seed, keep)
-        return broadcast
+            mean_weight = Mean(name, pair, deltas, weights)
+            rank = pair.A.shape[0]
+            if options.server == "svd":
+                best = project(mean_weight.careful(change=False), rank)
+                yield Slot(name, "B"), best.left.float() - pair.B
+                yield Slot(name, "A"), best.right.float() - pair.A
+            else:
+                target = rank if options.project else None
+                moved = decompose.alternate(mean_weight, factor, target, options.cutoff, options.damping)
+                yield Slot(name, factor), moved
+
+    def _thinned(self, slot: Slot, moved: torch.Tensor, state: Factors, seed: int) -> SparseTensor:
+        options = self.options
+        if options.download == "none" or options.download_sparsity == 0:
+            return SparseTensor.from_dense(moved)
+        if options.download == "random":
+            return decompose.sparsify_at_random(moved, slot, seed, 1.0 - options.download_sparsity)
+        scores = sparsify.importance(slot, moved, state, state)
+        pruned = sparsify.prune(moved, scores, options.download_sparsity)
+        return sparsify.rescale(pruned, moved, options.rescale, options.rescale_cap)
+
+
+class FedSRDeOptions(FedSRDOptions):
+    """Options of FedSRD-e: those of FedSRD without the projection."""
+
+    project: bool = False
 
 
 @register
-class FedSRD(_SRD):
-    """The whole method: the aggregate is projected to the adapter's rank before it is decomposed."""
-
-    name = "fedsrd"
-    summary = "importance-sparse uplink, exact aggregation, rank-r projection, alternating sparse downlink"
-    projects = True
-
-
-@register
-class FedSRDe(_SRD):
+class FedSRDe(FedSRD):
     """The efficient variant: no projection, so no singular value decomposition of the aggregate."""
 
     name = "fedsrd-e"
     summary = "FedSRD without the rank-r projection"
-    projects = False
+    Options = FedSRDeOptions

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsrd.core.factors import FACTORS, Factor, Factors, LoraPair, ModuleShape, ShapeTable
+from fedsrd.core.factors import FACTORS, Base, Factor, Factors, LoraPair, ModuleShape, ShapeTable
 from fedsrd.errors import ModelError
 from fedsrd.packages import Say, silent
 from fedsrd.training import embedded
@@ -78,6 +78,7 @@ class AdaptedModel:
         self.tokenizer = tokenizer
         self.device = device
         self._layers: dict[str, Any] = dict(_lora_layers(model))
+        self._original: dict[str, Tensor] = {}
 
     @classmethod
     def load(
@@ -114,12 +115,29 @@ class AdaptedModel:
                 pair["default"].float()
         return cls(adapted, tokenizer, place)
 
-    def set_factors(self, factors: Factors) -> None:
-        """Copies the factors into the adapter."""
+    def set_factors(self, factors: Factors, base: Base | None = None) -> None:
+        """Copies the factors into the adapter, and sets the frozen weights to W0 + scale base, rounded to their dtype.
+
+        Raises:
+            ModelError: a weight that is to change is quantised.
+        """
+        self._set_base(base or {})
         with torch.no_grad():
             for name, pair in factors.items():
                 self._weight(name, "B").copy_(pair.B)
                 self._weight(name, "A").copy_(pair.A)
+
+    def _set_base(self, base: Base) -> None:
+        for name in self._original.keys() - base.keys():
+            self._layers[name].get_base_layer().weight.data.copy_(self._original.pop(name))
+        for name, change in base.items():
+            layer = self._layers[name]
+            weight = layer.get_base_layer().weight
+            if not weight.is_floating_point():
+                raise ModelError(f"module {name} is quantised: a method that changes the base model cannot change it")
+            original = self._original.setdefault(name, weight.detach().clone())
+            moved = change.to(weight.device) * layer.scaling["default"]
+            weight.data.copy_(original.float() + (moved.T if layer.fan_in_fan_out else moved))
 
     def factors(self) -> dict[str, LoraPair]:
         """A copy of the adapter's factors, float32, on the CPU."""
@@ -143,9 +161,19 @@ class AdaptedModel:
         return weight
 
 
-def adapter_config(lora: Any, model_id: str, revision: str | None) -> str:
-    """PEFT's adapter_config.json for `lora` on a base model, as text."""
+def adapter_config(lora: Any, model_id: str, revision: str | None, ranks: Mapping[str, int] | None = None) -> str:
+    """PEFT's adapter_config.json for `lora` on a base model, as text.
+
+    Args:
+        lora: as `lora_config` makes it.
+        model_id: the base model.
+        revision: the hub's revision, if any.
+        ranks: modules whose rank is another; their scale stays the adapter's.
+    """
     found = lora.to_dict()
+    if ranks:
+        scale = lora.lora_alpha / lora.r
+        found.update(rank_pattern=dict(ranks), alpha_pattern={name: rank * scale for name, rank in ranks.items()})
     found.update(base_model_name_or_path=embedded.resolve(model_id), revision=revision, inference_mode=True)
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in found.items()}
     return json.dumps(plain, indent=2, sort_keys=True, default=str)
@@ -158,6 +186,25 @@ def adapter_tensors(factors: Factors) -> dict[str, Tensor]:
         for name, pair in factors.items()
         for factor in FACTORS
     }
+
+
+def merged_tensors(factors: Factors, base: Base) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The whole change of the weights, base + B A, as an adapter that PEFT loads: its tensors and each module's rank.
+
+    A change that has run through many rounds has full rank, so one factor is the change itself and the other the
+    identity: exact, and as large as the layers themselves (`adapter_config` takes the ranks).
+    """
+    tensors, ranks = {}, {}
+    for name, pair in factors.items():
+        whole = pair.B @ pair.A
+        if name in base:
+            whole += base[name]
+        rows, columns = whole.shape
+        left, right = (whole, torch.eye(columns)) if columns <= rows else (torch.eye(rows), whole)
+        tensors[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = left.contiguous()
+        tensors[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = right.contiguous()
+        ranks[name] = min(rows, columns)
+    return tensors, ranks
 
 
 def factors_of_adapter(tensors: Mapping[str, Tensor]) -> dict[str, LoraPair]:

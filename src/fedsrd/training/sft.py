@@ -7,12 +7,12 @@ itself.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from fedsrd import rng
-from fedsrd.core.factors import Factor, Factors, LoraPair
+from fedsrd.core.factors import Base, Factor, Factors, LoraPair
 from fedsrd.data.prompt import Encoded
 from fedsrd.training.batches import collate, draw, response_loss
 from fedsrd.training.models import AdaptedModel
@@ -59,7 +59,21 @@ class LocalTrainer:
         """Number of training examples."""
         return len(self.examples)
 
-    def train(self, start: Factors, round_number: int, trained: Sequence[Factor], on_step: OnStep) -> Trained:
+    def examples_of(self, round_number: int, wanted: int) -> list[Encoded]:
+        """The examples of one round, in order."""
+        order = draw(self.count, wanted, (round_number - 1) * wanted, self.seed, self.client)
+        return [self.examples[place] for place in order]
+
+    def train(
+        self,
+        start: Factors,
+        round_number: int,
+        trained: Sequence[Factor],
+        on_step: OnStep,
+        *,
+        base: Base | None = None,
+        proximal: float = 0.0,
+    ) -> Trained:
         """Trains from `start` for one round. The result follows from the arguments, the examples and the seed alone.
 
         A loss that is no longer finite ends the round early: the factors come back as they are, and the caller must not
@@ -70,14 +84,17 @@ class LocalTrainer:
             round_number: from 1; decides which examples come.
             trained: the factors that train.
             on_step: called after each optimizer step with its number (from 1) and loss.
+            base: change of the frozen weights.
+            proximal: mu of mu/2 ||theta - theta_start||^2, added to the loss (FedProx, arXiv 1812.06127); the loss
+                that is told is without it.
         """
         options, model = self.options, self.adapted.model
-        self.adapted.set_factors(start)
+        self.adapted.set_factors(start, base)
         parameters = self.adapted.parameters(trained)
         optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+        anchors = [parameter.detach().clone() for parameter in parameters] if proximal else []
         each = options.batch_size * options.accumulation
-        wanted = each * options.steps
-        order = draw(self.count, wanted, (round_number - 1) * wanted, self.seed, self.client)
+        examples = self.examples_of(round_number, each * options.steps)
         pad = self.adapted.tokenizer.pad_token_id
         pad = self.adapted.tokenizer.eos_token_id if pad is None else pad
         total = 0.0
@@ -86,7 +103,7 @@ class LocalTrainer:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(rng.integer(self.seed, "dropout", self.client, round_number))
             for step in range(options.steps):
-                chosen = [self.examples[i] for i in order[step * each : (step + 1) * each]]
+                chosen = examples[step * each : (step + 1) * each]
                 batches = [
                     collate(chosen[at : at + options.batch_size], pad) for at in range(0, each, options.batch_size)
                 ]
@@ -97,6 +114,10 @@ class LocalTrainer:
                     part = response_loss(model, batch, self.adapted.device) / tokens
                     part.backward()  # type: ignore[no-untyped-call, unused-ignore]
                     loss += part.item()
+                for parameter, anchor in zip(parameters, anchors, strict=False):
+                    # The gradient of the proximal term, exactly.
+                    if parameter.grad is not None:
+                        parameter.grad.add_(parameter.detach() - anchor, alpha=proximal)
                 torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -105,3 +126,26 @@ class LocalTrainer:
                 if not math.isfinite(loss):
                     break
         return Trained(self.adapted.factors(), total / options.steps)
+
+
+class PooledTrainer(LocalTrainer):
+    """Everybody's data in one place: the very examples that the clients would see in a round, one of each in turn.
+
+    Its options' steps are the clients' steps together, so that it sees as many examples, in as many batches.
+
+    Args:
+        trainers: the clients', at least one, with equal options.
+        name: what the one client is called.
+    """
+
+    def __init__(self, trainers: Sequence[LocalTrainer], name: str) -> None:
+        first = trainers[0]
+        options = replace(first.options, steps=first.options.steps * len(trainers))
+        together = [example for trainer in trainers for example in trainer.examples]
+        super().__init__(first.adapted, together, options, name, first.seed)
+        self.trainers = trainers
+
+    def examples_of(self, round_number: int, wanted: int) -> list[Encoded]:
+        """Each client's examples of the round, dealt in turn."""
+        hands = [trainer.examples_of(round_number, wanted // len(self.trainers)) for trainer in self.trainers]
+        return [example for dealt in zip(*hands, strict=True) for example in dealt]

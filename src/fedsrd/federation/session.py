@@ -1,0 +1,199 @@
+"""What a run in one process works with: the model that is lent to each client in turn, and everybody's data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from fedsrd.core.factors import Base, Factors
+from fedsrd.data.examples import Example
+from fedsrd.data.prompt import Encoded, encode
+from fedsrd.errors import DataError
+from fedsrd.recipe import DataSection, Recipe
+
+EMBEDDED = "embedded:"
+
+
+class Observer(Protocol):
+    """Who is told how a run goes; a terminal display, a tracker, or nobody."""
+
+    def say(self, text: str) -> None:
+        """Something happens that takes a while, or that the user should know."""
+
+    def warn(self, text: str) -> None:
+        """Something went wrong that does not end the run."""
+
+    def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
+        """Within a round: `what` (a client, or evaluation) stands at `done` of `total`."""
+
+    def round_done(self, record: dict[str, Any]) -> None:
+        """A round is complete and on the disk."""
+
+
+class Assets:
+    """Models, encoded data and base models' quality, kept for the next run of the process that wants the same."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+
+    def get(self, make: Any, *key: object) -> Any:
+        """What `make()` gives, or gave when it was called for an equal key."""
+        name = repr(key)
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
+
+
+class Session:
+    """The model and the data of a local run, and who watches it."""
+
+    def __init__(self, recipe: Recipe, lora: Any, observer: Observer, assets: Assets) -> None:
+        from fedsrd.training.models import AdaptedModel
+
+        self.recipe = recipe
+        self.observer = observer
+        self._lora = lora
+        self._assets = assets
+        # Data first: a client without examples must show before weights are read.
+        train = {entry.name: self._examples(entry.data, entry.name) for entry in recipe.clients}
+        tests = {
+            entry.name: self._examples(entry.data, entry.name)[: recipe.evaluation.examples]
+            for entry in recipe.evaluation.sets
+        }
+
+        def load() -> AdaptedModel:
+            observer.say(f"Loading {recipe.model.id}")
+            return AdaptedModel.load(
+                recipe.model.id,
+                lora,
+                revision=recipe.model.revision,
+                dtype=recipe.model.dtype,
+                device=recipe.model.device,
+                gradient_checkpointing=recipe.model.gradient_checkpointing,
+                say=observer.say,
+            )
+
+        self.adapted: AdaptedModel = assets.get(load, "model", recipe.model, recipe.lora)
+        self._train = {
+            entry.name: assets.get(
+                lambda name=entry.name: self._encoded(train[name]), "encoded", entry.data, *self._prompt
+            )
+            for entry in recipe.clients
+        }
+        self._tests = {name: self._encoded(examples) for name, examples in tests.items()}
+
+    def trainers(self, pool: str | None = None) -> dict[str, Any]:
+        """One trainer a client by name, in the recipe's order, all with the same model.
+
+        Args:
+            pool: the name of one trainer that has all data, in the place of the clients'; None for the clients'.
+        """
+        from fedsrd.training.sft import LocalTrainer, PooledTrainer, SFTOptions
+
+        recipe, training = self.recipe, self.recipe.training
+        options = SFTOptions(
+            training.steps,
+            training.batch_size,
+            training.accumulation,
+            training.learning_rate,
+            training.weight_decay,
+            training.max_grad_norm,
+        )
+        each = {
+            name: LocalTrainer(self.adapted, examples, options, name, recipe.seed)
+            for name, examples in self._train.items()
+        }
+        return each if pool is None else {pool: PooledTrainer(list(each.values()), pool)}
+
+    def evaluates(self, round_number: int) -> bool:
+        """Whether quality is measured after this round (0: before the first)."""
+        every = self.recipe.evaluation.every
+        return round_number in (0, self.recipe.rounds) or bool(every and round_number % every == 0)
+
+    def quality(self, round_number: int, factors: Factors, base: Base) -> dict[str, float]:
+        """Response NLL by set of a model with these factors and this change of its frozen weights."""
+        from fedsrd.evaluation.nll import evaluate
+
+        evaluation = self.recipe.evaluation
+        done = iter(range(len(self._tests)))
+
+        def on_set(name: str) -> None:
+            self.observer.activity(round_number, "evaluation", next(done), len(self._tests), name)
+
+        def measure() -> dict[str, float]:
+            self.adapted.set_factors(factors, base)
+            return evaluate(self.adapted, self._tests, evaluation.batch_size, on_set)
+
+        if round_number == 0:
+            # B is zero before the first round, whatever A is: the base model's quality.
+            found: dict[str, float] = self._assets.get(measure, "base", self.recipe.model, evaluation, *self._prompt)
+            return dict(found)
+        return measure()
+
+    def on_step(self, round_number: int, client: str) -> Any:
+        """A callback that shows a client's progress."""
+        steps = self.recipe.training.steps
+
+        def show(step: int, loss: float) -> None:
+            self.observer.activity(round_number, client, step, steps, f"loss {loss:.3f}")
+
+        return show
+
+    def adapter_config(self, ranks: Mapping[str, int] | None = None) -> str:
+        """The text of adapter_config.json; `ranks` of the modules whose rank is not the recipe's."""
+        from fedsrd.training.models import adapter_config
+
+        model = self.recipe.model
+        return adapter_config(self._lora, model.id, model.revision, ranks)
+
+    @property
+    def _prompt(self) -> tuple[object, ...]:
+        training = self.recipe.training
+        return self.recipe.model.id, self.recipe.model.revision, training.prompt, training.max_length
+
+    def _examples(self, data: DataSection, owner: str) -> list[Example]:
+        found: list[Example] = self._assets.get(lambda: load_examples(data, owner, self.observer), "examples", data)
+        return found
+
+    def _encoded(self, examples: Sequence[Example]) -> list[Encoded]:
+        training = self.recipe.training
+        return [encode(e, training.prompt, self.adapted.tokenizer, training.max_length) for e in examples]
+
+
+def load_examples(data: DataSection, owner: str, observer: Observer) -> list[Example]:
+    """The examples of one data section.
+
+    Raises:
+        DataError: they cannot be read, or there are none; the message names `owner`.
+    """
+    from fedsrd.data import catalog, local
+
+    try:
+        if data.source.startswith(EMBEDDED):
+            examples = catalog.load(data.source.removeprefix(EMBEDDED), _split(data), observer.say)[: data.limit]
+        else:
+            examples = local.load_local(
+                data.source, split=data.split, columns=data.columns, template=data.template, limit=data.limit
+            )
+    except DataError as error:
+        raise DataError(f"{owner}: {error}") from None
+    if not examples:
+        raise DataError(f"{owner}: {data.source} has no examples in split {data.split!r}; every client needs one")
+    return examples
+
+
+def check_data(data: DataSection, owner: str) -> None:
+    """Finds what is wrong with a data section without reading all of it. Raises DataError, naming `owner`."""
+    from fedsrd.data import catalog, local
+
+    try:
+        if data.source.startswith(EMBEDDED):
+            catalog.get(data.source.removeprefix(EMBEDDED), _split(data))
+        else:
+            local.check_local(data.source, split=data.split, columns=data.columns, template=data.template)
+    except DataError as error:
+        raise DataError(f"{owner}: {error}") from None
+
+
+def _split(data: DataSection) -> Any:
+    if data.split not in ("train", "test"):
+        raise DataError(f"{data.source} has splits 'train' and 'test', not {data.split!r}")
+    return data.split
