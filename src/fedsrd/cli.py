@@ -22,6 +22,7 @@ data_app = typer.Typer(help="The data sets that come with the embedded default."
 app.add_typer(data_app, name="data")
 
 INTERRUPTED = 130
+PLUGIN_HELP = "A Python file or module with methods of your own; it is executed."
 
 
 def main() -> None:
@@ -56,9 +57,12 @@ def run(
     keep_payloads: Annotated[
         bool, typer.Option("--keep-payloads", help="Keep every payload under DIR/payloads, for `fedsrd inspect`.")
     ] = False,
+    plugins: Annotated[list[str] | None, typer.Option("--import", help=PLUGIN_HELP)] = None,
 ) -> None:
     """Run a federation in this process: every client trains in turn, only bytes pass between them."""
     from rich.console import Console
+
+    _import(plugins)
 
     from fedsrd import recipe as recipes
     from fedsrd.federation.runfolder import RunFolder
@@ -102,6 +106,70 @@ def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bo
     console.print(
         f"Adapter: {folder.adapter}  (PeftModel.from_pretrained(base_model, {str(folder.adapter)!r}))", highlight=False
     )
+
+
+@app.command()
+def compare(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe, with or without [compare]; without one, the embedded default.")
+    ] = None,
+    chosen: Annotated[
+        str | None, typer.Option("--methods", help="Methods or labels, with commas; default: what [compare] lists.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="With commas, such as 0,1,2.")] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option("--learning-rates", help="With commas; each method is compared at its own best of these."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; default comparisons/NAME-DATE-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue in --out, round by round.")] = False,
+    plugins: Annotated[list[str] | None, typer.Option("--import", help=PLUGIN_HELP)] = None,
+) -> None:
+    """Run many methods on equal terms and end with one table: quality, bytes, seconds."""
+    from rich.console import Console
+
+    _import(plugins)
+    from fedsrd.compare import plan
+
+    if resume and out is None:
+        _fail("--resume: which comparison? Name its folder with --out", 2)
+    path = recipe
+    if path is None and resume and out is not None and (out / "comparison.toml").is_file():
+        path = out / "comparison.toml"
+    comparison = plan.load(
+        path,
+        chosen=None if chosen is None else _listed(chosen),
+        seeds=None if seeds is None else [_number(seed, int, "--seeds", "0,1,2") for seed in _listed(seeds)],
+        rates=None if rates is None else [_number(r, float, "--learning-rates", "2e-4,5e-4") for r in _listed(rates)],
+        overrides=overrides or [],
+    )
+    folder = out or Path("comparisons") / f"{comparison.name}-{_now()}"
+    console = Console()
+    try:
+        _compare(console, comparison, folder, resume)
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. Continue in the middle of the round with:\n  fedsrd compare --resume --out {folder}")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _compare(console: Any, comparison: Any, folder: Path, resume: bool) -> None:
+    from fedsrd.report.progress import CompareDisplay
+
+    console.print(f"{len(comparison.variants)} methods, {comparison.count()} runs; into {folder}", highlight=False)
+    with CompareDisplay(console) as display:
+        display.say("Loading")
+        from fedsrd.compare import run as comparing
+        from fedsrd.report import outcome
+
+        comparing.run(comparison, folder, display, resume=resume)
+        display.say("Drawing")
+        results = outcome.write(comparison, folder)
+    outcome.show(console, results, folder)
+    if not any(row["runs"] for row in results["rows"]):
+        _fail(f"every run failed; the reasons are in {folder}/runs", 1)
 
 
 @app.command()
@@ -159,6 +227,24 @@ def data_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON."
     for row in rows:
         console.print(f"[bold]{row['name']}[/bold]  {row['source']}; licence: {row['licence']}", highlight=False)
         console.print(f"  {row['citation']}\n  {row['note']}", highlight=False, soft_wrap=True)
+
+
+def _import(plugins: list[str] | None) -> None:
+    from fedsrd import plugins as loading
+
+    for plugin in plugins or []:
+        loading.load(plugin)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _number(text: str, kind: Any, option: str, example: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        return _fail(f"{option}: {text!r} is not a number; expected such as {example}", 2)
 
 
 def _now() -> str:

@@ -124,11 +124,11 @@ class Recipe(_Section):
             raise ValueError(f"expected name = one of {', '.join(methods.names())}")
         kind = methods.get(given["name"]).Options
         options = {key: value for key, value in given.items() if key != "name"}
-        _refuse_unknown(options, list(kind.model_fields), "method")
+        refuse_unknown(options, list(kind.model_fields), "method")
         try:
             return {"name": given["name"], **kind.model_validate(options).model_dump()}
         except ValidationError as error:
-            raise RecipeError("\n".join(_explain(error, "method."))) from None
+            raise RecipeError("\n".join(explain(error, "method."))) from None
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Recipe":
@@ -160,6 +160,12 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: the file is missing or no TOML, a key is unknown (the nearest known one is named), or a value has
             the wrong type or range.
     """
+    tree, where = read(path, overrides)
+    return parse(tree, where)
+
+
+def read(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """A recipe's TOML tree, unchecked, and what to call it in messages. Arguments and errors as `load`."""
     if path is None:
         text = resources.files("fedsrd").joinpath("recipes/embedded.toml").read_text(encoding="utf-8")
         where = "the embedded recipe"
@@ -177,17 +183,17 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{where}: not valid TOML: {error}") from None
     for override in overrides:
         _override(tree, override)
-    return parse(tree, where)
+    return tree, where
 
 
 def parse(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from a parsed TOML tree. Raises RecipeError as `load`."""
     for keys, known, prefix in _tables(Recipe, tree, ""):
-        _refuse_unknown(keys, known, prefix)
+        refuse_unknown(keys, known, prefix)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError("\n".join([f"{where} is not a valid recipe:", *_explain(error, "")])) from None
+        raise RecipeError("\n".join([f"{where} is not a valid recipe:", *explain(error, "")])) from None
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -199,6 +205,14 @@ def _override(tree: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         value = raw.strip()
+    put(tree, key.strip(), value, f"--set {override!r}")
+
+
+def put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Sets one value of a tree, in place, by its dotted key. Raises RecipeError, naming `where`, if there is no such
+    place.
+    """
+    parts = key.split(".")
     node: Any = tree
     try:
         for part in parts[:-1]:
@@ -209,7 +223,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         else:
             node[last] = value
     except (ValueError, IndexError, AttributeError, TypeError):
-        raise RecipeError(f"--set {override!r}: the recipe has nothing at {key.strip()!r}") from None
+        raise RecipeError(f"{where}: the recipe has nothing at {key!r}") from None
 
 
 def _tables(model: type[BaseModel], tree: Any, prefix: str) -> Iterator[tuple[Mapping[str, Any], list[str], str]]:
@@ -229,7 +243,8 @@ def _tables(model: type[BaseModel], tree: Any, prefix: str) -> Iterator[tuple[Ma
                     yield from _tables(entry, item, f"{prefix}.{key}.{index}".strip("."))
 
 
-def _refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> None:
+def refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> None:
+    """Raises RecipeError for a key that is not known, and names the nearest."""
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -237,7 +252,8 @@ def _refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> 
             raise RecipeError(f"unknown key {'.'.join(filter(None, (prefix, key)))!r}: {hint}")
 
 
-def _explain(error: ValidationError, prefix: str) -> list[str]:
+def explain(error: ValidationError, prefix: str) -> list[str]:
+    """What is wrong with each key, one line each."""
     lines = []
     for problem in error.errors():
         key = prefix + ".".join(str(part) for part in problem["loc"])

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fedsrd import methods
@@ -36,27 +37,44 @@ class Prepared:
     lora: Any
 
 
-def prepare(recipe: Recipe, folder: RunFolder, *, resume: bool, observer: Observer) -> Prepared:
+def prepare(
+    recipe: Recipe, folder: RunFolder, *, resume: bool, observer: Observer, assets: Assets | None = None
+) -> Prepared:
     """Checks everything that can be checked before weights are loaded: folder, data, model and rank.
 
     Raises:
         RunFolderError, DataError, ModelError, RecipeError: what is wrong and what to do. Nothing was written.
     """
-    from fedsrd.training import models
-
     if resume:
         folder.check_resumable(recipe)
     else:
         folder.check_new()
+    table, lora = check(recipe, observer, assets or Assets())
+    return Prepared(recipe, folder, table, lora)
+
+
+def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[ShapeTable, Any]:
+    """What `prepare` checks without a folder: data, ranks, device and model. Gives the shapes and PEFT's config.
+
+    Raises:
+        DataError, ModelError, RecipeError: what is wrong and what to do.
+    """
+    from fedsrd.training import models
+
     sections = [(entry.data, entry.name) for entry in recipe.clients]
     sections += [(entry.data, entry.name) for entry in recipe.evaluation.sets]
     for data, owner in sections:
-        check_data(data, owner)
+        assets.get(partial(check_data, data, owner), "checked", data)
     _check_ranks(recipe)
     models.pick_device(recipe.model.device)
     lora = models.lora_config(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.targets)
-    table = models.shape_table(recipe.model.id, lora, recipe.model.revision, observer.say)
-    return Prepared(recipe, folder, table, lora)
+    table = assets.get(
+        partial(models.shape_table, recipe.model.id, lora, recipe.model.revision, observer.say),
+        "table",
+        recipe.model,
+        recipe.lora,
+    )
+    return table, lora
 
 
 def run(prepared: Prepared, observer: Observer, *, keep_payloads: bool = False, assets: Assets | None = None) -> Record:
@@ -75,13 +93,8 @@ def run(prepared: Prepared, observer: Observer, *, keep_payloads: bool = False, 
             work in the folder.
         DataError, ModelError, PackageError: data or model cannot be loaded.
     """
-    folder = prepared.folder
-    if not folder.try_lock():
-        raise FederationError(f"{folder.path}: another process is running in this folder")
-    try:
+    with prepared.folder.locked():
         return _run(prepared, Session(prepared.recipe, prepared.lora, observer, assets or Assets()), keep_payloads)
-    finally:
-        folder.unlock()
 
 
 def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:

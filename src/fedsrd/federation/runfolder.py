@@ -106,6 +106,22 @@ class RunFolder:
         self._lock = handle
         return True
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process inside.
+
+        Raises:
+            RunFolderError: another process has it.
+        """
+        held = self._lock is not None
+        if not held and not self.try_lock():
+            raise RunFolderError(f"{self.path}: another process is running in this folder; wait for it, or stop it")
+        try:
+            yield
+        finally:
+            if not held:
+                self.unlock()
+
     def unlock(self) -> None:
         """Gives the folder up."""
         if self._lock is not None:

@@ -77,7 +77,8 @@ class Method(ABC):
         summary: one line for tables and help.
         Options: its options, with defaults.
         personal: every client ends with a model of its own (`client_model`), and each of these is evaluated.
-        pooled: a reference point, not a federation: one client gets everybody's data.
+        reference: no federation, but a point to compare with; it sends nothing.
+        pooled: one client gets everybody's data.
         any_rank: clients may have lower ranks than the adapter.
     """
 
@@ -85,6 +86,7 @@ class Method(ABC):
     summary: ClassVar[str]
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     personal: ClassVar[bool] = False
+    reference: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
     any_rank: ClassVar[bool] = False
 

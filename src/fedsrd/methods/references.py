@@ -18,6 +18,7 @@ class LocalOnly(Method):
     name = "local"
     summary = "reference: every client alone, nothing sent"
     personal = True
+    reference = True
 
     def local_start(self, state: Factors, step: ClientStep) -> Factors:
         """The client's own factors; the common start before its first round."""

@@ -1,0 +1,37 @@
+"""What a comparison leaves behind: results.json, table.md, table.csv and figures, and the tables in the terminal."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedsrd.compare.plan import Comparison
+from fedsrd.compare.results import collect
+from fedsrd.federation.local import environment
+from fedsrd.federation.runfolder import write_atomically
+from fedsrd.report import comparison as tables
+from fedsrd.report import figures
+
+Record = dict[str, Any]
+
+
+def write(comparison: Comparison, out: Path) -> Record:
+    """Collects the results and writes them; gives them."""
+    command = f"fedsrd compare {out.name}/comparison.toml"
+    results = {"command": command, "environment": environment(), **collect(comparison, out)}
+    text = json.dumps(results, indent=1, allow_nan=False) + "\n"
+    write_atomically(out / "results.json", text.encode())
+    write_atomically(out / "table.md", tables.markdown(results, command).encode())
+    write_atomically(out / "table.csv", tables.as_csv(results).encode())
+    figures.draw(results, out / "figures")
+    return results
+
+
+def show(console: Any, results: Record, out: Path) -> None:
+    """The closing tables."""
+    for table in tables.terminal_tables(results):
+        console.print(table)
+    for row in results["rows"]:
+        for failure in row["failed"]:
+            reason = tables.last_line(failure["reason"])
+            console.print(f"[bold red]failed[/bold red] {row['label']}, seed {failure['seed']}: {reason}")
+    console.print(f"Tables: {out}/table.md, table.csv; figures: {out}/figures; all numbers: {out}/results.json")
