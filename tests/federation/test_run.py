@@ -86,8 +86,9 @@ def test_the_adapter_is_the_last_state_and_peft_loads_merges_and_generates(tiny_
     model = PeftModel.from_pretrained(base, out / "adapter")
     model.eval()
     ids = torch.tensor([[5, 6, 7, 8]])
-    factors, version, _ = RunFolder(out).restore()
-    assert (version, digest(factors)) == (3, summary["digest"])
+    checkpoint, _ = RunFolder(out).restore()
+    factors = checkpoint.factors
+    assert (checkpoint.version, digest(factors)) == (3, summary["digest"])
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     assert torch.equal(layer.lora_B["default"].weight, factors["model.layers.0.self_attn.q_proj"].B)
     assert layer.scaling["default"] == 2.0
@@ -231,8 +232,8 @@ def test_a_full_disk_keeps_the_last_complete_round(tiny_recipe, tmp_path, monkey
         patch.setattr(runfolder, "write_atomically", full)
         with pytest.raises(FederationError, match="no space left on the disk.*--resume --out"):
             run(tiny_recipe, tmp_path / "run")
-    _, version, _ = RunFolder(tmp_path / "run").restore()
-    assert version == 1
+    checkpoint, _ = RunFolder(tmp_path / "run").restore()
+    assert checkpoint.version == 1
     run(tiny_recipe, tmp_path / "run", resume=True)
     run(tiny_recipe, tmp_path / "calm")
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "calm")
@@ -258,8 +259,8 @@ def test_when_every_client_diverges_the_run_ends_with_the_state_kept(tiny_recipe
 
     train = sft.LocalTrainer.train
 
-    def diverge(self, start, round_number, trained, on_step):
-        result = train(self, start, round_number, trained, on_step)
+    def diverge(self, start, round_number, trained, on_step, **more):
+        result = train(self, start, round_number, trained, on_step, **more)
         if round_number == 2 or (round_number == 1 and self.client == "left"):
             next(iter(result.factors.values())).B.fill_(float("nan"))
         return result
@@ -272,8 +273,8 @@ def test_when_every_client_diverges_the_run_ends_with_the_state_kept(tiny_recipe
     assert "left is left out" in observer.warned[0]
     assert list(observer.records[1]["rejected"]) == ["left"]
     assert list(observer.records[1]["bytes_up"]) == ["right"]
-    _, version, _ = RunFolder(tmp_path / "run").restore()
-    assert version == 1
+    checkpoint, _ = RunFolder(tmp_path / "run").restore()
+    assert checkpoint.version == 1
 
 
 @pytest.mark.parametrize(

@@ -67,10 +67,10 @@ def test_a_method_makes_the_same_of_spooled_updates(name, round_number):
         for module in ("m", "n")
     }
     updates = [{slot: s for slot, s in delta(seed).items() if slot.module in state} for seed in range(3)]
-    step = ServerStep(round_number, 5)
-    expected = method.server_update(state, updates, [0.2, 0.3, 0.5], step)
+    expected = method.server_update(state, updates, [0.2, 0.3, 0.5], ServerStep(round_number, 5))
     with Spool(memory=0) as spool:
-        found = method.server_update(state, [spool.keep(update) for update in updates], [0.2, 0.3, 0.5], step)
+        kept = [spool.keep(update) for update in updates]
+        found = method.server_update(state, kept, [0.2, 0.3, 0.5], ServerStep(round_number, 5))
     same(found, expected)
 
 

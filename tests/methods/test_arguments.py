@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from toy import apart, product
 
 from fedsrd import methods
 from fedsrd.core.factors import LoraPair, ModuleShape, ShapeTable, Slot, SparseTensor, digest, initial_factors
 from fedsrd.errors import RecipeError
-from fedsrd.methods import ClientStep, Method, MethodOptions, ServerStep
+from fedsrd.methods import ClientStep, Method, MethodOptions, ServerStep, Step
 from fedsrd.methods.method import register
 
 TABLE = ShapeTable((ModuleShape("wide", 4, 12, 3), ModuleShape("tall", 12, 2, 3), ModuleShape("one", 1, 1, 1)))
 EVERY = pytest.mark.parametrize("name", methods.names())
+FEDERATED = pytest.mark.parametrize("name", [name for name in methods.names() if not methods.get(name).reference])
 SRD = pytest.mark.parametrize("name", ["fedsrd", "fedsrd-e"])
 
 
@@ -53,6 +55,14 @@ def updates(method, state, round_number, seeds=(1, 2, 3)):
     ]
 
 
+def product_after(method, state, sent, weights, step):
+    """base + B A of the model after a round."""
+    broadcast = method.server_update(state, sent, weights, step)
+    plain = Step(step.round, step.seed)
+    after = method.model(method.apply(state, broadcast, plain), step.memory)
+    return product(after, dict(method.base_change(state, broadcast, plain)))
+
+
 def snapshot(delta):
     return {slot: (sparse.shape, sparse.dense().numpy().tobytes()) for slot, sparse in delta.items()}
 
@@ -69,7 +79,8 @@ def test_nothing_that_goes_in_is_changed(name, round_number):
     copies = [snapshot(delta) for delta in sent]
     broadcast = method.server_update(state, sent, [0.2, 0.3, 0.5], ServerStep(round_number, 0))
     copy = snapshot(broadcast)
-    method.apply(state, broadcast)
+    method.apply(state, broadcast, Step(round_number, 0))
+    list(method.base_change(state, broadcast, Step(round_number, 0)))
     assert digest(state) == before
     assert [snapshot(delta) for delta in sent] == copies
     assert snapshot(broadcast) == copy
@@ -81,37 +92,36 @@ def test_what_comes_out_fits_the_table(name, round_number):
     method, state = build(name), state_after(0)
     sent = updates(method, state, round_number)
     broadcast = method.server_update(state, sent, [0.2, 0.3, 0.5], ServerStep(round_number, 0))
-    assert broadcast
-    for delta in (*sent, broadcast):
+    assert bool(broadcast) is not methods.get(name).reference
+    tables = [TABLE] * 3 + [method.downlink_table(TABLE, 3)]
+    for delta, table in zip((*sent, broadcast), tables, strict=True):
         for slot, sparse in delta.items():
-            assert sparse.shape == TABLE.shapes[slot]
+            assert sparse.shape == table.shapes[slot]
             assert sparse.values.dtype == torch.float32
             assert sparse.positions is None or bool((sparse.positions.diff() > 0).all())
 
 
-@EVERY
+@FEDERATED
 @pytest.mark.parametrize("round_number", [1, 2])
 def test_the_order_of_clients_does_not_matter_and_their_weights_do(name, round_number):
     method, state = build(name), state_after(0)
-    sent, weights, step = updates(method, state, round_number), [0.2, 0.3, 0.5], ServerStep(round_number, 0)
-    one = method.apply(state, method.server_update(state, sent, weights, step))
-    turned = method.apply(state, method.server_update(state, sent[::-1], weights[::-1], step))
-    other = method.apply(state, method.server_update(state, sent, weights[::-1], step))
-    for module in state:
-        for a, b in zip(one[module], turned[module], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert max(float((a - b).abs().max()) for m in state for a, b in zip(one[m], other[m], strict=True)) > 1e-2
+    sent, weights = updates(method, state, round_number), [0.2, 0.3, 0.5]
+    one = product_after(method, state, sent, weights, ServerStep(round_number, 0))
+    turned = product_after(method, state, sent[::-1], weights[::-1], ServerStep(round_number, 0))
+    other = product_after(method, state, sent, weights[::-1], ServerStep(round_number, 0))
+    assert apart(one, turned) < 1e-3
+    assert apart(one, other) > 1e-4
 
 
-@EVERY
+@FEDERATED
 def test_a_weight_near_zero_counts_for_nothing(name):
-    method, state, step = build(name), state_after(0), ServerStep(1, 0)
+    if name == "flasc":
+        pytest.skip("Adam's first step is the sign of the gradient, however small")
+    method, state = build(name), state_after(0)
     alone, other = updates(method, state, 1, (1, 2))
-    one = method.apply(state, method.server_update(state, [alone], [1.0], step))
-    both = method.apply(state, method.server_update(state, [alone, other], [1.0 - 1e-12, 1e-12], step))
-    for module in state:
-        for a, b in zip(one[module], both[module], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    one = product_after(method, state, [alone], [1.0], ServerStep(1, 0))
+    both = product_after(method, state, [alone, other], [1.0 - 1e-12, 1e-12], ServerStep(1, 0))
+    assert apart(one, both) < 1e-3
 
 
 def test_fedavg_is_the_weighted_mean_of_each_factor():
@@ -136,7 +146,7 @@ def test_fedavg_counts_a_slot_that_was_not_sent_as_zero():
     sent = {Slot("tall", "A"): SparseTensor((3, 2), torch.tensor([1]), torch.tensor([8.0]))}
     found = method.server_update(state, [sent, {}], [0.25, 0.75], ServerStep(1, 0))
     assert found[Slot("tall", "A")].dense().flatten().tolist() == [0, 2, 0, 0, 0, 0]
-    assert not found[Slot("wide", "B")].dense().any()
+    assert Slot("wide", "B") not in found
 
 
 @SRD

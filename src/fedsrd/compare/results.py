@@ -194,7 +194,7 @@ def _target(rows: Sequence[Record]) -> float | None:
     reached = [row for row in rows if row["runs"] and not row["reference"] and not row["personal"]]
     if not reached:
         return None
-    best = min(row["in_domain"]["mean"] for row in reached)
+    best: float = min(row["in_domain"]["mean"] for row in reached)
     base: float = reached[0]["base"]["mean"]
     return base - ENOUGH * (base - best)
 
@@ -205,9 +205,9 @@ def _bytes_to(curve: Record, target: float) -> float | None:
     """
     totals: list[float] = [up + down for up, down in zip(curve["bytes_up"], curve["bytes_down"], strict=True)]
     for place in range(1, len(totals)):
-        before, after = map(float, curve["in_domain"][place - 1 : place + 1])
+        before, after = curve["in_domain"][place - 1 : place + 1]
         if after <= target < before:
-            part = (before - target) / (before - after)
+            part: float = (before - target) / (before - after)
             return totals[place - 1] + part * (totals[place] - totals[place - 1])
     return None
 

@@ -176,3 +176,18 @@ def project(matrix: LowRank, rank: int) -> LowRank:
     q_right, t_right = torch.linalg.qr(matrix.right.T)
     u, s, vh = torch.linalg.svd(t_left @ t_right.T, full_matrices=False)
     return LowRank(q_left @ (u[:, :rank] * s[:rank]), vh[:rank] @ q_right.T)
+
+
+def best_pair(matrix: LowRank, rank: int) -> LoraPair:
+    """The factors of `project`: B = U S (out_features, rank), A = V^T (rank, in_features), float32, largest first.
+
+    Of the two signs of a component, the one that makes the largest element of its row of A positive: singular vectors
+    have no sign of their own, and a run must not depend on rounding. Zeros fill up what a small matrix lacks.
+    """
+    left, right = project(matrix, min(rank, matrix.left.shape[0], matrix.right.shape[1]))
+    largest = right.gather(1, right.abs().argmax(1, keepdim=True)).squeeze(1)
+    sign = torch.where(largest < 0, -1.0, 1.0).to(right.dtype)
+    missing = rank - len(right)
+    B = torch.nn.functional.pad(left * sign, (0, missing))
+    A = torch.nn.functional.pad(right * sign.unsqueeze(1), (0, 0, 0, missing))
+    return LoraPair(B.float(), A.float())

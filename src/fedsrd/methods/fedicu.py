@@ -7,9 +7,10 @@ given there, so this is *in its style*, not a reproduction, and its results say 
 
     client:  the half of each matrix with the largest importance (as FedSRD's, sparsify.py)
     server:  consensus c = sum p_i delta_i,  divergence d_i = delta_i - c  of each matrix
-             update = c + divergence sum q_i d_i  with q_i = p_i ||d_i|| / sum_j p_j ||d_j||
+             update = c + divergence sum q_i d_i  with q_i proportional to p_i (1 + ||d_i|| / (||d_i|| + ||c||))
 
-As sum p_i d_i = 0, the second term moves towards the clients that diverge most; it is zero where they agree.
+As sum p_i d_i = 0, the second term moves towards the clients that diverge most, each of which counts at most twice; it
+is zero where all agree.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import torch
 from pydantic import Field
 
 from fedsrd.core import sparsify
-from fedsrd.core.factors import Delta, Factors, Slot, SparseTensor, add_weighted, average, difference
+from fedsrd.core.factors import Delta, Factors, SparseTensor, add_weighted, average, difference
 from fedsrd.methods.method import ClientStep, Method, MethodOptions, ServerStep, register
 
 
@@ -46,6 +47,8 @@ class FedICUStyle(Method):
 
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
         """The more important elements of dB and dA, as they are."""
+        if self.options.keep == 1.0:
+            return {slot: SparseTensor.from_dense(delta) for slot, delta in difference(after, before)}
         return {
             slot: sparsify.prune(delta, sparsify.importance(slot, delta, before, after), 1.0 - self.options.keep)
             for slot, delta in difference(after, before)
@@ -58,22 +61,20 @@ class FedICUStyle(Method):
         result = {}
         for slot, mean in average(state, deltas, weights).items():
             consensus = mean.dense()
-            sizes = [
-                weight * self._distance(delta, slot, consensus) for delta, weight in zip(deltas, weights, strict=True)
-            ]
-            whole = sum(sizes)
-            total = consensus.clone()
-            if whole > 0:
-                # sum q_i d_i = sum q_i delta_i - c, because sum q_i = 1.
-                total *= 1.0 - self.options.divergence
-                add_weighted(total, slot, deltas, [self.options.divergence * size / whole for size in sizes])
+            size = _norm(consensus)
+            shares = []
+            for delta, weight in zip(deltas, weights, strict=True):
+                distance = _norm(delta[slot].dense() - consensus) if slot in delta else size
+                shares.append(weight * (1 + distance / (distance + size)) if distance else weight)
+            # sum q_i d_i = sum q_i delta_i - c, because sum q_i = 1.
+            total = consensus * (1 - self.options.divergence)
+            pull = self.options.divergence / sum(shares)
+            add_weighted(total, slot, deltas, [pull * share for share in shares])
             flat = total.reshape(-1)
             values = flat if mean.positions is None else flat[mean.positions]
             result[slot] = SparseTensor(mean.shape, mean.positions, values)
         return result
 
-    @staticmethod
-    def _distance(delta: Delta, slot: Slot, consensus: torch.Tensor) -> float:
-        own = delta.get(slot)
-        apart = consensus if own is None else own.dense() - consensus
-        return float(torch.linalg.vector_norm(apart, dtype=torch.float64))
+
+def _norm(matrix: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))

@@ -23,7 +23,7 @@ from pydantic import Field
 from fedsrd import rng
 from fedsrd.core import decompose, sparsify
 from fedsrd.core.factors import Delta, Factors, Slot, SparseTensor, average
-from fedsrd.core.reconstruct import Mean, project
+from fedsrd.core.reconstruct import Mean, best_pair
 from fedsrd.methods.method import ClientStep, Method, ServerStep, register
 from fedsrd.methods.uplink import Fraction, UplinkOptions, sparse_update
 
@@ -88,9 +88,9 @@ class FedSRD(Method):
             mean_weight = Mean(name, pair, deltas, weights)
             rank = pair.A.shape[0]
             if options.server == "svd":
-                best = project(mean_weight.careful(change=False), rank)
-                yield Slot(name, "B"), best.left.float() - pair.B
-                yield Slot(name, "A"), best.right.float() - pair.A
+                best = best_pair(mean_weight.careful(change=False), rank)
+                yield Slot(name, "B"), best.B - pair.B
+                yield Slot(name, "A"), best.A - pair.A
             else:
                 target = rank if options.project else None
                 moved = decompose.alternate(mean_weight, factor, target, options.cutoff, options.damping)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from fedsrd.core.factors import FACTORS, Delta, Factors, LoraPair, Slot, SparseTensor
-from fedsrd.core.reconstruct import LowRank, project
+from fedsrd.core.reconstruct import LowRank, best_pair
 from fedsrd.methods.method import ClientStep, Method, ServerStep, register
 from fedsrd.methods.ranks import truncated, truncated_pair, whole_update
 
@@ -44,9 +44,9 @@ class FlexLoRA(Method):
                 own = client_pair(name, pair, delta, rank)
                 lefts.append(weight * own.B.double())
                 rights.append(own.A.double())
-            mean = project(LowRank(torch.cat(lefts, 1), torch.cat(rights, 0)), pair.A.shape[0])
-            change[Slot(name, "B")] = SparseTensor.from_dense(mean.left.float() - pair.B)
-            change[Slot(name, "A")] = SparseTensor.from_dense(mean.right.float() - pair.A)
+            best = best_pair(LowRank(torch.cat(lefts, 1), torch.cat(rights, 0)), len(pair.A))
+            change[Slot(name, "B")] = SparseTensor.from_dense(best.B - pair.B)
+            change[Slot(name, "A")] = SparseTensor.from_dense(best.A - pair.A)
         return change
 
 
