@@ -75,10 +75,14 @@ class WireSection(_Section):
 
 
 class ClientSection(_Section):
-    """One client and its private data; its rank, where the method takes clients of lower ranks than the adapter's."""
+    """One client and its private data.
+
+    `also` is more data of the same client; `rank` its own, where the method takes lower ranks than the adapter's.
+    """
 
     name: Name
     data: DataSection
+    also: list[DataSection] = []
     rank: Positive | None = None
 
 
@@ -164,8 +168,12 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     return parse(tree, where)
 
 
-def read(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
-    """A recipe's TOML tree, unchecked, and what to call it in messages. Arguments and errors as `load`."""
+def read(path: Path | None, overrides: Sequence[str] = (), depth: int = 0) -> tuple[dict[str, Any], str]:
+    """A recipe's TOML tree, unchecked, and what to call it in messages. Arguments and errors as `load`.
+
+    A recipe with `extends = "other.toml"` (a path beside it) has that one's keys wherever it says nothing itself;
+    tables are merged, lists and the [method] table replaced.
+    """
     if path is None:
         text = resources.files("fedsrd").joinpath("recipes/embedded.toml").read_text(encoding="utf-8")
         where = "the embedded recipe"
@@ -181,6 +189,7 @@ def read(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, An
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{where}: not valid TOML: {error}") from None
+    tree = _extended(tree, path, depth)
     for override in overrides:
         _override(tree, override)
     return tree, where
@@ -194,6 +203,26 @@ def parse(tree: dict[str, Any], where: str = "recipe") -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError("\n".join([f"{where} is not a valid recipe:", *explain(error, "")])) from None
+
+
+def _extended(tree: dict[str, Any], path: Path | None, depth: int) -> dict[str, Any]:
+    other = tree.pop("extends", None)
+    if other is None:
+        return tree
+    if not isinstance(other, str) or path is None or depth > 8:
+        raise RecipeError(
+            f"extends = {other!r}: expected the path of another recipe, and no recipe that extends itself"
+        )
+    return _merged(read(path.parent / other, depth=depth + 1)[0], tree)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        # One method's options mean nothing to another.
+        result[key] = _merged(result[key], value) if both and key not in ("method", "grid") else value
+    return result
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -61,7 +61,7 @@ def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[ShapeTabl
     """
     from fedsrd.training import models
 
-    sections = [(entry.data, entry.name) for entry in recipe.clients]
+    sections = [(data, entry.name) for entry in recipe.clients for data in (entry.data, *entry.also)]
     sections += [(entry.data, entry.name) for entry in recipe.evaluation.sets]
     for data, owner in sections:
         assets.get(partial(check_data, data, owner), "checked", data)

@@ -53,7 +53,10 @@ class Session:
         self._lora = lora
         self._assets = assets
         # Data first: a client without examples must show before weights are read.
-        train = {entry.name: self._examples(entry.data, entry.name) for entry in recipe.clients}
+        train = {
+            entry.name: [e for data in (entry.data, *entry.also) for e in self._examples(data, entry.name)]
+            for entry in recipe.clients
+        }
         tests = {
             entry.name: self._examples(entry.data, entry.name)[: recipe.evaluation.examples]
             for entry in recipe.evaluation.sets
@@ -74,7 +77,7 @@ class Session:
         self.adapted: AdaptedModel = assets.get(load, "model", recipe.model, recipe.lora)
         self._train = {
             entry.name: assets.get(
-                lambda name=entry.name: self._encoded(train[name]), "encoded", entry.data, *self._prompt
+                lambda name=entry.name: self._encoded(train[name]), "encoded", entry.data, entry.also, *self._prompt
             )
             for entry in recipe.clients
         }
