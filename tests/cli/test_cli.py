@@ -80,6 +80,17 @@ def test_a_run_prints_what_was_sent_and_how_good_it_is(recipe_file, tmp_path):
         (["run", "--resume"], "--resume: which run? Name its folder with --out"),
         (["run", "--resume", "--out", "none"], "none holds no run to resume"),
         (["inspect", "none.up"], "none.up: cannot be read"),
+        (["run", "--import", "none.py"], "--import none.py: no such file"),
+        (["compare"], "nothing to compare; name methods with --methods"),
+        (["compare", "--methods", "fedavg,fedsr"], "no such method. Did you mean 'fedsrd'? Known: centralised"),
+        (["compare", "--methods", "fedavg", "--seeds", "0,1,0"], "0 given twice"),
+        (
+            ["compare", "--methods", "fedavg", "--seeds", "0,one"],
+            "--seeds: 'one' is not a number; expected such as 0,1,2",
+        ),
+        (["compare", "--methods", "fedavg", "--learning-rates", "x"], "--learning-rates: 'x' is not a number"),
+        (["compare", "--methods", "fedavg", "--set", "rounds=0"], "rounds = 0"),
+        (["compare", "--methods", "fedavg", "--resume"], "--resume: which comparison? Name its folder with --out"),
     ],
 )
 def test_mistakes_end_in_one_message(tmp_path, monkeypatch, arguments, message):
@@ -89,6 +100,22 @@ def test_mistakes_end_in_one_message(tmp_path, monkeypatch, arguments, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comparison_prints_its_tables_and_resumes_from_its_folder_alone(recipe_file, tmp_path):
+    out = tmp_path / "cmp"
+    done = fedsrd("compare", recipe_file, "--methods", "fedavg,fedsrd", "--seeds", "0", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for expected in ("2 methods, 2 runs", "[1/2] fedavg seed 0", "base model", "up MiB", "Seconds a round", "table.md"):
+        assert expected in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    again = fedsrd("compare", "--resume", "--out", out)
+    assert again.returncode == 0, again.stderr
+    assert "seed 0\n" not in again.stdout.replace(" ", "")
+    refused = fedsrd("compare", recipe_file, "--methods", "fedavg", "--out", out)
+    assert refused.returncode == 2
+    assert "holds a comparison already" in refused.stderr
 
 
 def test_ctrl_c_says_how_to_continue(recipe_file, tmp_path):

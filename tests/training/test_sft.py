@@ -4,14 +4,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from fedsrd.core.factors import digest, initial_factors
+from fedsrd.core.factors import LoraPair, digest, initial_factors
 from fedsrd.data.prompt import Encoded
 from fedsrd.errors import ModelError
 from fedsrd.evaluation.nll import response_nll
 from fedsrd.training.batches import IGNORED, collate, draw, response_loss
-from fedsrd.training.models import AdaptedModel, adapter_tensors, factors_of_adapter, lora_config, shape_table
-from fedsrd.training.sft import LocalTrainer, SFTOptions
+from fedsrd.training.models import (
+    AdaptedModel,
+    adapter_config,
+    adapter_tensors,
+    factors_of_adapter,
+    lora_config,
+    merged_tensors,
+    shape_table,
+)
+from fedsrd.training.sft import LocalTrainer, PooledTrainer, SFTOptions
 
 EXAMPLES = [Encoded([5, 6, 7, 8][: 1 + i % 4], [20 + i, 30 + i, 2][: 1 + i % 3]) for i in range(12)]
 OPTIONS = SFTOptions(3, batch_size=2, accumulation=2, learning_rate=1e-2, weight_decay=0.0, max_grad_norm=1.0)
@@ -161,3 +170,61 @@ def test_a_device_that_is_not_there(tiny_model, lora):
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="torch finds no GPU"):
             AdaptedModel.load(str(tiny_model), lora, device="cuda")
+
+
+def test_the_proximal_term_holds_training_near_its_start(adapted, table):
+    """Where it is all that counts, training stays at the start; where it counts little, it goes less far."""
+    start = initial_factors(table, 0)
+    trainer = LocalTrainer(adapted, EXAMPLES, SFTOptions(8, 4, 1, 1e-2, 0.0, 1.0), "c", 0)
+    free, held, tight = (
+        trainer.train(start, 1, ("B", "A"), lambda *_: None, proximal=mu).factors for mu in (0.0, 1.0, 1e4)
+    )
+    far = [
+        sum(float((t - s).square().sum()) for name in start for t, s in zip(found[name], start[name], strict=True))
+        for found in (free, held, tight)
+    ]
+    assert far[0] > far[1] > far[2] > 0
+
+
+def test_pooled_training_sees_what_the_clients_see_in_turn(adapted):
+    halves = [EXAMPLES[:6], EXAMPLES[6:]]
+    trainers = [LocalTrainer(adapted, half, OPTIONS, name, 3) for name, half in zip("ab", halves, strict=True)]
+    pooled = PooledTrainer(trainers, "all")
+    assert pooled.count == 12
+    assert pooled.options.steps == 6
+    each = pooled.options.batch_size * pooled.options.accumulation * pooled.options.steps
+    for number in (1, 2):
+        seen = pooled.examples_of(number, each)
+        assert len(seen) == 24
+        assert seen[0::2] == trainers[0].examples_of(number, 12)
+        assert seen[1::2] == trainers[1].examples_of(number, 12)
+
+
+def test_a_changed_base_computes_what_its_merged_adapter_says_and_goes_back(tiny_model, table, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    lora = lora_config(4, 8, 0.0, "all-linear")
+    adapted = AdaptedModel.load(str(tiny_model), lora, dtype="float32", device="cpu")
+    factors = {name: LoraPair(pair.B + 0.01, pair.A) for name, pair in initial_factors(table, 0).items()}
+    torch.manual_seed(0)
+    base = {m.name: 0.05 * torch.randn(m.out_features, m.in_features) for m in table.modules[:9]}
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    adapted.model.eval()
+
+    def logits(model):
+        with torch.inference_mode():
+            return model(input_ids=ids).logits
+
+    adapted.set_factors(factors)
+    plain = logits(adapted.model)
+    adapted.set_factors(factors, base)
+    changed = logits(adapted.model)
+    assert (changed - plain).abs().max() > 1e-3
+    tensors, ranks = merged_tensors(factors, base)
+    save_file(tensors, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "adapter_config.json").write_text(adapter_config(lora, str(tiny_model), None, ranks))
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path).eval()
+    torch.testing.assert_close(logits(loaded), changed, rtol=1e-4, atol=1e-5)
+    adapted.set_factors(factors)
+    assert torch.equal(logits(adapted.model), plain)

@@ -136,4 +136,4 @@ def rescale(sparse: SparseTensor, delta: Tensor, how: Rescale, cap: float) -> Sp
         return sparse
     kept = sparse.values.abs().sum(dtype=torch.float64)
     factor = (delta.abs().sum(dtype=torch.float64) / kept).clamp(max=cap)
-    return SparseTensor(sparse.shape, sparse.positions, (sparse.values * factor).float())
+    return SparseTensor(sparse.shape, sparse.positions, (sparse.values * factor).float(), sparse.draw)
