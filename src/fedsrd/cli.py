@@ -103,9 +103,8 @@ def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bo
     if summary["final"] is not None:
         console.print(terminal.quality_table(summary))
     console.print(terminal.totals(summary), highlight=False)
-    console.print(
-        f"Adapter: {folder.adapter}  (PeftModel.from_pretrained(base_model, {str(folder.adapter)!r}))", highlight=False
-    )
+    for adapter in folder.adapters():
+        console.print(f"Adapter: {adapter}  (PeftModel.from_pretrained(base_model, {str(adapter)!r}))", highlight=False)
 
 
 @app.command()

@@ -17,7 +17,7 @@ import torch
 from fedsrd import recipe as recipes
 from fedsrd.core.factors import digest
 from fedsrd.errors import DataError, FederationError, FedSRDError, ModelError, RunFolderError
-from fedsrd.federation import local
+from fedsrd.federation import local, session
 from fedsrd.federation.runfolder import RunFolder, write_atomically
 
 
@@ -237,6 +237,34 @@ def test_a_full_disk_keeps_the_last_complete_round(tiny_recipe, tmp_path, monkey
     run(tiny_recipe, tmp_path / "run", resume=True)
     run(tiny_recipe, tmp_path / "calm")
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("name", ["fedsa-lora", "flora", "fedex-lora", "flasc", "centralised"])
+def test_whatever_a_method_ends_in_peft_loads_and_it_scores_what_the_run_says(name, tiny_recipe, tiny_model, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from fedsrd.training.batches import collate, response_loss
+
+    tiny_recipe["method"] = {"name": name}
+    summary, _ = run(tiny_recipe, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    found = []
+    for adapter in folder.adapters():
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter).eval()
+        recipe = folder.stored_recipe()
+        prepared = session.Session(recipe, local.check(recipe, Quiet(), session.Assets())[1], Quiet(), session.Assets())
+        total, tokens = 0.0, 0
+        with torch.inference_mode():
+            for example in prepared._tests["left"]:
+                batch = collate([example], 0)
+                total += response_loss(model, batch, torch.device("cpu")).item()
+                tokens += batch.response_tokens
+        found.append(total / tokens)
+    names = [path.name for path in folder.adapters()]
+    assert names == (["left", "right"] if name == "fedsa-lora" else ["all"] if name == "centralised" else ["adapter"])
+    assert sum(found) / len(found) == pytest.approx(summary["final"]["by_set"]["left"], rel=1e-4)
+    assert summary["final"]["by_set"]["left"] < summary["base"]["by_set"]["left"]
 
 
 def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path):

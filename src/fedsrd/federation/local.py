@@ -111,7 +111,7 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
     restored = folder.restore()
     if restored is None:
         folder.create(recipe, environment())
-        if not method.personal:
+        if not method.personal and not method.changes_base:
             folder.write_adapter_config(session.adapter_config())
         start = server.start()
         for client in clients:
@@ -161,7 +161,7 @@ class _Federation:
 
     def adapter(self) -> Factors | None:
         """The factors of the one adapter, None where there is none that says all."""
-        return None if self.method.personal or self.server.base else self.server.model()
+        return None if self.method.personal or self.method.changes_base else self.server.model()
 
     def quality(self) -> dict[str, Any]:
         """What the record of the round says of quality: that of the global model, or of every client's own."""
@@ -184,7 +184,7 @@ class _Federation:
         if self.method.personal:
             for client in self.clients:
                 folder.write_adapter(self.session.adapter_config(), adapter_tensors(client.model()), name=client.name)
-        elif self.server.base:
+        elif self.method.changes_base:
             tensors, ranks = merged_tensors(self.server.model(), self.server.base)
             folder.write_adapter(self.session.adapter_config(ranks), tensors)
 

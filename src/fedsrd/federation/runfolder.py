@@ -141,6 +141,12 @@ class RunFolder:
     def adapter(self) -> Path:
         return self.path / "adapter"
 
+    def adapters(self) -> list[Path]:
+        """The adapters that the run has written: the global one, or every client's own."""
+        own = sorted((self.path / "adapters").glob("*/adapter_config.json"))
+        found = own or [self.adapter / "adapter_config.json"]
+        return [file.parent for file in found if file.is_file()]
+
     @property
     def _rounds(self) -> Path:
         return self.path / "rounds.jsonl"

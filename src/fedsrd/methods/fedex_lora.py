@@ -25,6 +25,7 @@ class FedExLoRA(Method):
 
     name = "fedex-lora"
     summary = "averaged A and B, the averaging's error added to the base"
+    changes_base = True
 
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
         """The whole dB and dA."""

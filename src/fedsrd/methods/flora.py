@@ -24,6 +24,7 @@ class FLoRA(Method):
     name = "flora"
     summary = "stacked factors, merged into the base every round; clients of different ranks"
     any_rank = True
+    changes_base = True
 
     def local_start(self, state: Factors, step: ClientStep) -> Factors:
         """The round's fresh factors, of the client's rank."""

@@ -80,6 +80,7 @@ class Method(ABC):
         reference: no federation, but a point to compare with; it sends nothing.
         pooled: one client gets everybody's data.
         any_rank: clients may have lower ranks than the adapter.
+        changes_base: rounds change the frozen weights (`base_change`), so that factors alone do not say all.
     """
 
     name: ClassVar[str]
@@ -89,6 +90,7 @@ class Method(ABC):
     reference: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
     any_rank: ClassVar[bool] = False
+    changes_base: ClassVar[bool] = False
 
     def __init__(self, options: MethodOptions) -> None:
         self.options = options
