@@ -172,6 +172,55 @@ def _compare(console: Any, comparison: Any, folder: Path, resume: bool) -> None:
 
 
 @app.command()
+def plan(
+    model: Annotated[str, typer.Option("--model", help="A Hugging Face id, a folder, or a config.json.")],
+    rank: Annotated[int, typer.Option("--rank", min=1, help="The adapter's rank.")] = 64,
+    targets: Annotated[str, typer.Option("--targets", help="all-linear, or modules with commas.")] = "all-linear",
+    chosen: Annotated[str | None, typer.Option("--method", help="With commas; default: all that send.")] = None,
+    clients: Annotated[int, typer.Option("--clients", min=1, help="That take part in a round.")] = 4,
+    rounds: Annotated[int, typer.Option("--rounds", min=1)] = 50,
+    up: Annotated[str, typer.Option("--up", help="A client's uplink.")] = "10Mbit",
+    down: Annotated[str, typer.Option("--down", help="A client's downlink.")] = "50Mbit",
+    density: Annotated[
+        float, typer.Option("--density", min=0.0001, max=1.0, help="Share that an adaptive ratio keeps; the paper's.")
+    ] = 0.052,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the base: float32, bfloat16, float16, int4.")] = "bfloat16",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences at a time.")] = 8,
+    length: Annotated[int, typer.Option("--max-length", min=8, help="Tokens of each.")] = 512,
+    checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What a federation would cost: bytes, time on the links, memory. Reads a config, no weights."""
+    from fedsrd.planning import architecture, forecast, links, memory
+
+    if dtype not in memory.BYTES:
+        _fail(f"--dtype {dtype!r}: expected one of {', '.join(memory.BYTES)}", 2)
+    setting = forecast.Setting(
+        clients,
+        rounds,
+        links.bits_per_second(up, "--up"),
+        links.bits_per_second(down, "--down"),
+        dtype,
+        batch,
+        length,
+        checkpointing,
+        density,
+    )
+    wanted = targets if targets == "all-linear" else _listed(targets)
+    found = forecast.forecast(
+        architecture.architecture(model, rank, wanted), setting, None if chosen is None else _listed(chosen)
+    )
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+
+    from fedsrd.report.plan import plan_tables
+
+    Console().print(*plan_tables(found))
+
+
+@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A payload: an uplink, a downlink or a start.")],
     run_folder: Annotated[

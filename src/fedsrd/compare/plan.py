@@ -217,8 +217,8 @@ def load(
     searched = tuple(section.grid_seeds or section.seeds[:1])
     name = str(tree.get("name", "comparison"))
     comparison = Comparison(name, variants, tuple(section.seeds), searched, tree, section.grid)
-    for run in comparison.each():
-        assert run.recipe
+    # Every recipe is made once, so that a mistake in any of them shows now.
+    list(comparison.each())
     return comparison
 
 

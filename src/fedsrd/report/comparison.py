@@ -85,7 +85,7 @@ def markdown(results: Record, command: str) -> str:
     """Both tables, the search's scores and what failed, as a page."""
     parts = [
         f"# {results['name']}",
-        f"`{command}`",
+        f"`{command}`, with the file that lies beside this one, repeats it.",
         f"Held-out response NLL in nats a token, lower is better; {_seeds(results)}. A method whose clients end with "
         'models of their own is the mean of these; "own domain" is each on its own.',
         _markdown(*quality_rows(results)),

@@ -16,7 +16,7 @@ Record = dict[str, Any]
 
 def write(comparison: Comparison, out: Path) -> Record:
     """Collects the results and writes them; gives them."""
-    command = f"fedsrd compare {out.name}/comparison.toml"
+    command = "fedsrd compare comparison.toml"
     results = {"command": command, "environment": environment(), **collect(comparison, out)}
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
     write_atomically(out / "results.json", text.encode())

@@ -45,13 +45,22 @@ def shape_table(model_id: str, lora: Any, revision: str | None = None, say: Say 
         ModelError: the model cannot be found, is no causal language model, has no layer to adapt, or has one that is
             smaller than the rank.
     """
+    return adapted_table(empty_model(model_id, revision, say), lora, model_id)
+
+
+def empty_model(model_id: str, revision: str | None = None, say: Say = silent) -> Any:
+    """A model without weights (meta device), from its config. Raises ModelError as `shape_table`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = embedded.resolve(model_id, say)
     with quiet_libraries(), _explained(model_id):
         config = AutoConfig.from_pretrained(source, revision=revision)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config)
+
+
+def adapted_table(model: Any, lora: Any, model_id: str) -> ShapeTable:
+    """The modules that `lora` adapts in an empty model. Raises ModelError as `shape_table`."""
     adapted = _adapt(model, lora, model_id, on_meta=True)
     table = ShapeTable(tuple(_module_shapes(adapted)))
     for module in table.modules:

@@ -1,0 +1,95 @@
+"""The whole plan as plain data: what `fedsrd plan --json` prints."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedsrd import methods
+from fedsrd.errors import RecipeError
+from fedsrd.planning import memory, payloads
+from fedsrd.planning.architecture import Architecture
+from fedsrd.wire import Coding
+from fedsrd.wire.coding import ValueType as ValueCoding
+
+VALUES: tuple[ValueCoding, ...] = ("float32", "bfloat16", "int8", "int4")
+PAPERS_DENSITY = 0.052
+"""Of FedSRD's uplink: arXiv 2510.04601, its experiments."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a federation is planned for.
+
+    Attributes:
+        clients: that take part in a round.
+        rounds: of the run.
+        up: a client's uplink, bits a second.
+        down: its downlink, bits a second.
+        dtype: of the base weights: float32, bfloat16, float16 or int4.
+        batch: sequences at a time.
+        length: tokens of each.
+        checkpointing: whether activations are computed again in backward.
+        density: share of elements that an adaptive ratio keeps.
+    """
+
+    clients: int = 4
+    rounds: int = 50
+    up: float = 10e6
+    down: float = 50e6
+    dtype: str = "bfloat16"
+    batch: int = 8
+    length: int = 512
+    checkpointing: bool = False
+    density: float = PAPERS_DENSITY
+
+
+def federated() -> list[str]:
+    """The methods that send anything, sorted."""
+    return [name for name in methods.names() if not methods.get(name).reference]
+
+
+def forecast(model: Architecture, setting: Setting, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Bytes, time and memory of a federation.
+
+    Args:
+        model: its base model.
+        setting: everything else.
+        names: methods; None for all that send anything.
+
+    Raises:
+        RecipeError: a method is unknown or sends nothing.
+    """
+    rows = []
+    for name in names if names is not None else federated():
+        if methods.get(name).reference:
+            raise RecipeError(
+                f"--method {name}: a reference point that sends nothing; choose of {', '.join(federated())}"
+            )
+        for label, coding in [("paper's format", payloads.PAPER), *((v, Coding(values=v)) for v in VALUES)]:
+            found = payloads.cost(name, model.table, setting.clients, coding, setting.density)
+            rows.append(_row(name, label, found, setting))
+    used = memory.client(model, setting.dtype, setting.batch, setting.length, checkpointing=setting.checkpointing)
+    return {
+        "model": model.model,
+        "parameters": model.parameters,
+        "adapted_modules": len(model.table.modules),
+        "adapter_parameters": model.table.elements,
+        "dense_float32_bytes": 4 * model.table.elements,
+        "setting": asdict(setting),
+        "methods": rows,
+        "client_memory": {**asdict(used), "total": used.total},
+        "server_memory": memory.server(model, setting.clients, setting.density),
+        "disk": memory.disk(model),
+    }
+
+
+def _row(name: str, label: str, found: payloads.Cost, setting: Setting) -> dict[str, Any]:
+    both = found.up + found.down
+    return {
+        "method": name,
+        "values": label,
+        "up_bytes": round(found.up),
+        "down_bytes": round(found.down),
+        "total_bytes": round(both * setting.clients * setting.rounds),
+        "link_seconds_a_round": 8 * found.up / setting.up + 8 * found.down / setting.down,
+    }

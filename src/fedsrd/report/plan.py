@@ -1,0 +1,54 @@
+"""A plan's tables for the terminal."""
+
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+
+from fedsrd.planning.links import duration
+
+Record = dict[str, Any]
+MIB, GIB = 1 << 20, 1 << 30
+
+
+def plan_tables(plan: Record) -> list[RenderableType]:
+    """What the model is, bytes and time by method and number type, memory."""
+    setting = plan["setting"]
+    table = Table(
+        title=f"A client's payloads in a round, MiB; {setting['clients']} clients, {setting['rounds']} rounds, "
+        f"{setting['up'] / 1e6:g} Mbit/s up, {setting['down'] / 1e6:g} down",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title_justify="left",
+    )
+    for head in ("method", "numbers", "up", "down", "all GiB", "a round"):
+        table.add_column(head, justify="left" if head in ("method", "numbers") else "right", no_wrap=True)
+    before = None
+    for row in plan["methods"]:
+        table.add_row(
+            row["method"] if row["method"] != before else "",
+            row["values"],
+            f"{row['up_bytes'] / MIB:.1f}",
+            f"{row['down_bytes'] / MIB:.1f}",
+            f"{row['total_bytes'] / GIB:.2f}",
+            duration(row["link_seconds_a_round"]),
+            end_section=False,
+        )
+        before = row["method"]
+    memory, disk = plan["client_memory"], plan["disk"]
+    parts = ", ".join(f"{name} {memory[name] / GIB:.1f}" for name in ("base", "adapter", "activations", "logits"))
+    dense = plan["dense_float32_bytes"] / MIB
+    return [
+        f"[bold]{plan['model']}[/bold]: {plan['parameters'] / 1e9:.2f} billion parameters; the adapter has "
+        f"{plan['adapter_parameters']:,} on {plan['adapted_modules']} modules, {dense:.0f} MiB in float32\n",
+        table,
+        f"Time is that of the payloads on one client's links; training comes on top. Density of adaptive uplinks: "
+        f"{setting['density']:.1%} (assumed).\n",
+        f"A client's accelerator: about {memory['total'] / GIB:.1f} GiB ({parts}) for {setting['batch']} x "
+        f"{setting['length']} tokens{', with gradient checkpointing' if setting['checkpointing'] else ''}. "
+        f"Disk: {disk['client'] / GIB:.1f} GiB.\n"
+        f"The server, no accelerator: about {plan['server_memory'] / GIB:.1f} GiB of memory, "
+        f"{disk['run folder'] / GIB:.1f} GiB of disk.",
+    ]

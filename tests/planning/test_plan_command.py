@@ -1,0 +1,106 @@
+"""Plans against the paper's table, and what the command line says."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fedsrd.cli import app
+from fedsrd.core.factors import ModuleShape, ShapeTable
+from fedsrd.errors import FedSRDError, ModelError, RecipeError
+from fedsrd.planning import payloads
+from fedsrd.planning.architecture import architecture
+from fedsrd.planning.forecast import federated
+from fedsrd.planning.links import bits_per_second
+from fedsrd.wire import Coding
+
+MIB = 1 << 20
+
+
+def plan(*arguments):
+    found = CliRunner().invoke(app, ["plan", *arguments, "--json"])
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout)
+
+
+def test_the_papers_table_for_llama():
+    found = plan(
+        "--model", "meta-llama/Llama-3.2-3B", "--method", "fedavg,ffa-lora,fed-dare,fedicu-style,fedsrd,fedsrd-e"
+    )
+    assert found["adapter_parameters"] == 97_255_424
+    assert found["adapted_modules"] == 196
+    assert found["parameters"] == pytest.approx(3.21e9, rel=0.005)
+    rows = {row["method"]: row for row in found["methods"] if row["values"] == "paper's format"}
+    # (up, down) of the paper in MiB; FFA-LoRA as counted from its shapes, where the paper rounds to a half.
+    paper = {
+        "fedavg": (371, 371),
+        "ffa-lora": (189, 189),
+        "fed-dare": (48.7, 141.5),
+        "fedicu-style": (197, 371),
+        "fedsrd": (31, 43),
+        "fedsrd-e": (31, 43),
+    }
+    for name, (up, down) in paper.items():
+        assert rows[name]["up_bytes"] / MIB == pytest.approx(up, rel=0.012), name
+        if name != "fedicu-style":  # the paper's broadcast is dense, ours what anybody sent
+            assert rows[name]["down_bytes"] / MIB == pytest.approx(down, rel=0.012), name
+
+
+def test_the_papers_table_for_qwen():
+    found = plan("--model", "Qwen/Qwen2-7B", "--rank", "32", "--method", "fedavg")
+    row = next(row for row in found["methods"] if row["values"] == "paper's format")
+    assert (row["up_bytes"] + row["down_bytes"]) / MIB == pytest.approx(616, rel=0.005)
+    assert found["parameters"] == pytest.approx(7.62e9, rel=0.005)
+
+
+def test_time_and_totals_follow_from_the_lengths(tiny_model):
+    found = plan(
+        "--model", str(tiny_model), "--rank", "4", "--method", "fedavg", "--clients", "3", "--rounds", "7",
+        "--up", "8kbit", "--down", "1KB/s",
+    )  # fmt: skip
+    for row in found["methods"]:
+        assert row["total_bytes"] == pytest.approx(21 * (row["up_bytes"] + row["down_bytes"]), rel=1e-3)
+        assert row["link_seconds_a_round"] == pytest.approx((row["up_bytes"] + row["down_bytes"]) / 1000, rel=1e-3)
+
+
+def test_every_method_that_sends_can_be_planned_and_stacks_grow_with_the_clients():
+    table = ShapeTable(tuple(ModuleShape(f"m{i}", 64, 48, 4) for i in range(3)))
+    for name in federated():
+        few, many = (payloads.cost(name, table, clients, Coding(), 0.05) for clients in (2, 40))
+        assert few.up > 0
+        assert few.down > 0
+        stacked = few.down > 1.5 * payloads.cost("fedavg", table, 2, Coding(), 0.05).down
+        assert (many.down > 10 * few.down) is stacked, name
+
+
+def test_a_config_alone_is_enough(tiny_model):
+    whole = architecture(str(tiny_model), 4, "all-linear")
+    alone = architecture(str(tiny_model / "config.json"), 4, "all-linear")
+    assert alone.table.modules == whole.table.modules
+    assert (alone.layers, alone.hidden, alone.key_value, alone.intermediate) == (2, 32, 16, 48)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "none.json"], "none.json: no such file"),
+        (["--model", "./nowhere"], "no such folder"),
+        (["--model", "Qwen/Qwen2-7B", "--rank", "9999"], "larger than layer"),
+        (["--model", "Qwen/Qwen2-7B", "--method", "local"], "sends nothing"),
+        (["--model", "Qwen/Qwen2-7B", "--method", "fedsdr"], "Did you mean 'fedsrd'"),
+        (["--model", "Qwen/Qwen2-7B", "--targets", "no_proj"], "no layer to adapt"),
+        (["--model", "Qwen/Qwen2-7B", "--up", "fast"], "--up 'fast': expected a speed such as 10Mbit"),
+    ],
+)
+def test_mistakes_end_in_one_message(arguments, message):
+    found = CliRunner().invoke(app, ["plan", *arguments])
+    assert found.exit_code != 0
+    assert isinstance(found.exception, FedSRDError)
+    assert isinstance(found.exception, ModelError | RecipeError)
+    assert message in str(found.exception)
+
+
+@pytest.mark.parametrize("text", ["", "0Mbit", "-1Mbit", "10", "10 parsec", "1e6bit"])
+def test_a_speed_that_is_none(text):
+    with pytest.raises(RecipeError, match="--down"):
+        bits_per_second(text, "--down")
