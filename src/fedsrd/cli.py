@@ -113,7 +113,8 @@ def compare(
         Path | None, typer.Argument(help="A recipe, with or without [compare]; without one, the embedded default.")
     ] = None,
     chosen: Annotated[
-        str | None, typer.Option("--methods", help="Methods or labels, with commas; default: what [compare] lists.")
+        str | None,
+        typer.Option("--methods", help="Methods or labels, with commas, or all; default: what [compare] lists."),
     ] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", help="With commas, such as 0,1,2.")] = None,
     rates: Annotated[

@@ -165,6 +165,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
             the wrong type or range.
     """
     tree, where = read(path, overrides)
+    if "compare" in tree:
+        raise RecipeError(f"{where} has a [compare] table, so it is many runs: fedsrd compare {where}")
     return parse(tree, where)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 FEDSRD = [sys.executable, "-m", "fedsrd.cli"]
 
 
@@ -81,7 +82,8 @@ def test_a_run_prints_what_was_sent_and_how_good_it_is(recipe_file, tmp_path):
         (["run", "--resume", "--out", "none"], "none holds no run to resume"),
         (["inspect", "none.up"], "none.up: cannot be read"),
         (["run", "--import", "none.py"], "--import none.py: no such file"),
-        (["compare"], "nothing to compare; name methods with --methods"),
+        (["run", RECIPES / "embedded" / "main.toml"], "it is many runs: fedsrd compare"),
+        (["compare"], "nothing to compare; name methods with --methods (or all)"),
         (["compare", "--methods", "fedavg,fedsr"], "no such method. Did you mean 'fedsrd'? Known: centralised"),
         (["compare", "--methods", "fedavg", "--seeds", "0,1,0"], "0 given twice"),
         (

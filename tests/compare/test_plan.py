@@ -65,6 +65,12 @@ def test_a_grid_is_searched_with_its_seeds_and_the_rest_follows(write, tmp_path)
     assert plan.load(again).to_toml() == comparison.to_toml()
 
 
+def test_all_is_every_method(write):
+    from fedsrd import methods
+
+    assert [variant.label for variant in plan.load(write(), chosen=["all"]).variants] == methods.names()
+
+
 def test_rates_of_the_command_line_replace_the_grid(write):
     comparison = plan.load(write(methods=["fedavg"], grid={"lora.rank": [2, 4]}), rates=[1e-3, 2e-3])
     assert comparison.points(comparison.variants[0]) == [

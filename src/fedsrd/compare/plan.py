@@ -188,7 +188,7 @@ def load(
 
     Args:
         path: a recipe, with or without a [compare] table; None for the embedded default.
-        chosen: labels or methods' names, in the place of the table's.
+        chosen: labels or methods' names, in the place of the table's; only "all" for every method.
         seeds: in the place of the table's.
         rates: learning rates to search, in the place of the table's grid.
         overrides: as `fedsrd run --set`.
@@ -210,6 +210,8 @@ def load(
         section = CompareSection.model_validate(given)
         listed = {variant.label: variant for variant in section.variants}
         rows = [*section.methods, *listed] if chosen is None else list(chosen)
+        if rows == ["all"]:
+            rows = methods.names()
         _check_rows(rows, listed, where)
         variants = tuple(listed[row] if row in listed else _plain(row, tree) for row in rows)
     except ValidationError as error:
@@ -225,7 +227,7 @@ def load(
 def _check_rows(rows: Sequence[str], listed: Mapping[str, VariantSection], where: str) -> None:
     if not rows:
         raise RecipeError(
-            f"{where}: nothing to compare; name methods with --methods, or in compare.methods. Known: "
+            f"{where}: nothing to compare; name methods with --methods (or all), or in compare.methods. Known: "
             f"{', '.join(methods.names())}"
         )
     if repeated := sorted({row for row in rows if rows.count(row) > 1}):
