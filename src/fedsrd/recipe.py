@@ -86,6 +86,20 @@ class ClientSection(_Section):
     rank: Positive | None = None
 
 
+class ParticipationSection(_Section):
+    """Who takes part in a round, and which updates count.
+
+    Attributes:
+        fraction: share of the clients that are asked in a round.
+        minimum: fewest usable updates that a round needs.
+        norm_bound: an update whose norm is more than so many times the round's median is left out; 0 for no bound.
+    """
+
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    minimum: Positive = 1
+    norm_bound: Annotated[float, Field(ge=0)] = 10.0
+
+
 class EvaluationSet(_Section):
     """One held-out set. In-domain sets are averaged apart from the others."""
 
@@ -115,6 +129,7 @@ class Recipe(_Section):
     training: TrainingSection = TrainingSection()
     method: dict[str, Any] = {"name": "fedsrd"}
     wire: WireSection = WireSection()
+    participation: ParticipationSection = ParticipationSection()
     clients: Annotated[list[ClientSection], Field(min_length=1)]
     evaluation: EvaluationSection = EvaluationSection()
     environment: dict[str, str] = {}
@@ -142,6 +157,10 @@ class Recipe(_Section):
                 if entry.name in seen:
                     raise ValueError(f"{what}: two are called {entry.name!r}; give each its own name")
                 seen.add(entry.name)
+        if self.participation.minimum > len(self.clients):
+            raise ValueError(
+                f"participation.minimum = {self.participation.minimum}: there are {len(self.clients)} clients"
+            )
         return self
 
     def resolved(self) -> dict[str, Any]:

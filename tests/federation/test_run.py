@@ -321,3 +321,53 @@ def test_bad_input_is_refused_before_anything_is_written(tiny_recipe, tmp_path, 
     with pytest.raises(error, match=message):
         run({**tiny_recipe, **change}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def crowd(tiny_recipe):
+    """Six clients of whom two are asked in a round."""
+    first = tiny_recipe["clients"]
+    tiny_recipe["clients"] = [{**first[place % 2], "name": f"c{place}"} for place in range(6)]
+    tiny_recipe |= {"rounds": 5, "participation": {"fraction": 0.34, "minimum": 2}}
+    # A fifth of a tiny B is nearly singular.
+    tiny_recipe["method"] = {"name": "fedsrd", "damping": 0.1}
+    tiny_recipe["training"] |= {"steps": 1, "learning_rate": 1e-3}
+    return tiny_recipe
+
+
+def test_a_run_with_a_few_clients_a_round_ends_with_everybody_equal(crowd, tmp_path):
+    summary, observer = run(crowd, tmp_path / "run")
+    rounds = observer.records[1:]
+    assert all(len(record["bytes_up"]) == 2 for record in rounds)
+    assert all(len(record["bytes_down"]) == 2 for record in rounds[:-1])
+    assert len({frozenset(record["bytes_up"]) for record in rounds}) > 1
+    # The last round's bytes hold what those get who sat it out.
+    assert set(rounds[-1]["bytes_down"]) == {f"c{place}" for place in range(6)}
+    assert summary["clients"] == 6
+    again, _ = run(crowd, tmp_path / "again")
+    assert again["digest"] == summary["digest"]
+
+
+@pytest.mark.parametrize(("name", "stop"), [("fedsrd", 2), ("fedsa-lora", 3), ("flora", 5)])
+def test_it_continues_with_the_same_bytes_and_byte_counts(name, stop, crowd, tmp_path):
+    crowd["method"] = {"name": name} if name != "fedsrd" else crowd["method"]
+    whole, _ = run(crowd, tmp_path / "whole")
+
+    class Stops(Quiet):
+        def round_done(self, record):
+            super().round_done(record)
+            if record["round"] == stop:
+                raise KeyboardInterrupt
+
+    prepared = local.prepare(recipes.parse(crowd), RunFolder(tmp_path / "run"), resume=False, observer=Stops())
+    with pytest.raises(KeyboardInterrupt):
+        local.run(prepared, Stops())
+    resumed, _ = run(crowd, tmp_path / "run", resume=True)
+    for key in ("digest", "bytes_up", "bytes_down", "final"):
+        assert resumed[key] == whole[key]
+
+
+def test_a_minimum_above_the_number_of_clients_is_refused(crowd):
+    crowd["participation"]["minimum"] = 7
+    with pytest.raises(FedSRDError, match="participation.minimum = 7: there are 6 clients"):
+        recipes.parse(crowd)

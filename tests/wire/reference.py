@@ -141,7 +141,7 @@ def read(payload, modules):
         "<4sBBBBB3sIII16s", payload[:40]
     )
     assert (magic, version, flags, reserved) == (b"FSRD", 2, 0, bytes(3))
-    assert kind in (1, 2)
+    assert kind in (1, 2, 3)
     hasher = hashlib.blake2b(digest_size=16, person=b"fedsrd-shapes")
     slots = []
     for name, out_features, in_features, rank in modules:

@@ -20,7 +20,8 @@ from fedsrd.core.factors import (
     slots,
 )
 from fedsrd.errors import FederationError, PayloadError
-from fedsrd.federation.messages import Broadcast, Failure, Start, TrainTask, Update
+from fedsrd.federation import snapshot
+from fedsrd.federation.messages import Broadcast, Failure, Start, Sync, TrainTask, Update
 from fedsrd.methods import ClientStep, Method, Step
 
 
@@ -111,16 +112,47 @@ class Client:
         self.memory = self._pending = dict(memory or {})
         self.version = version
 
-    def model(self) -> Factors:
-        """The factors that this client would use, where the method's models are personal."""
-        return self._method.client_model(self.factors, self._step(self.version + 1))
+    @property
+    def digest(self) -> str:
+        """Of the replica."""
+        return digest(self.factors, self.base)
+
+    def model(self, state: Factors) -> Factors:
+        """The factors that this client would use with this global state, where the method's models are personal."""
+        return self._method.client_model(state, self._step(self.version + 1))
+
+    def sync(self, message: Sync) -> None:
+        """Brings the replica forward. What it holds already is passed over, so nothing is ever applied twice.
+
+        Raises:
+            PayloadError: a payload is damaged, for another adapter, or does not follow on this replica's version.
+            FederationError: a state on the way is not the server's. The replica stays at the last one that was.
+        """
+        if message.start is not None and self.version < 0:
+            self.start(message.start)
+        if message.snapshot is not None and self.version < message.snapshot.version:
+            factors, base = snapshot.read(message.snapshot, self._table)
+            self._replace(factors, base, message.snapshot.version, message.snapshot.digest)
+        for broadcast in message.broadcasts:
+            if broadcast.version > self.version:
+                self.apply(broadcast)
+
+    def answer(self, task: TrainTask, on_step: Callable[[int, float], None]) -> Update | Failure:
+        """As `train`, for engines across a network: a replica that cannot follow is told as a failure."""
+        try:
+            return self.train(task, on_step)
+        except (PayloadError, FederationError) as error:
+            # What this replica holds is not to be built on; only a start or a snapshot takes it further.
+            self.version = -1
+            return Failure(self.name, task.round, str(error), lost=True)
 
     def train(self, task: TrainTask, on_step: Callable[[int, float], None]) -> Update | Failure:
         """Trains one round and gives the update, or the reason why there is none.
 
         Raises:
-            FederationError: the task builds on another state than this replica.
+            PayloadError, FederationError: as `sync`; or the task builds on another state than this replica.
         """
+        self.sync(task.sync)
         held = digest(self.factors, self.base)
         if task.version != self.version or task.digest != held:
             raise FederationError(
@@ -179,6 +211,7 @@ class Client:
         factors = self._method.apply(self.factors, delta, step)
         base = add_base(self.base, self._method.base_change(self.factors, delta, step))
         found = self._replace(factors, base, message.version, message.digest)
+        # Also where this client sat out: then nothing is pending but what it holds.
         self.memory = self._pending
         return found
 

@@ -19,6 +19,7 @@ from fedsrd.federation.client import Client
 from fedsrd.federation.messages import Failure
 from fedsrd.federation.records import Record, round_record, start_record, summarise
 from fedsrd.federation.runfolder import Checkpoint, RunFolder
+from fedsrd.federation.sampling import sample
 from fedsrd.federation.server import Closed, Server
 from fedsrd.federation.session import Assets, Observer, Session, check_data
 from fedsrd.recipe import Recipe
@@ -101,7 +102,17 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
     recipe, folder, table = prepared.recipe, prepared.folder, prepared.table
     method = methods.get(recipe.method["name"])(_options(recipe))
     ranks = {entry.name: entry.rank for entry in recipe.clients}
-    server = Server(table, method, recipe.weighting, recipe.seed, recipe.wire.downlink, ranks)
+    asked = recipe.participation
+    server = Server(
+        table,
+        method,
+        recipe.weighting,
+        recipe.seed,
+        recipe.wire.downlink,
+        ranks,
+        minimum=1 if method.pooled else asked.minimum,
+        norm_bound=asked.norm_bound or None,
+    )
     clients = [
         Client(name, table, method, trainer, recipe.seed, recipe.wire.uplink, ranks.get(name))
         for name, trainer in session.trainers(POOL if method.pooled else None).items()
@@ -116,12 +127,14 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
         start = server.start()
         for client in clients:
             client.start(start)
+            server.delivered(client.name)
         records = [start_record(len(start.payload), names, start.digest, federation.quality())]
         folder.commit(federation.checkpoint(), records, federation.adapter())
     else:
         checkpoint, records = restored
         version = checkpoint.version
         server.restore(checkpoint.factors, version, checkpoint.base, checkpoint.server)
+        server.ledger.restore(checkpoint.missed, checkpoint.known or dict.fromkeys(names, version))
         for client in clients:
             client.restore(checkpoint.factors, version, checkpoint.base, checkpoint.clients.get(client.name))
         # A crash may have left the adapter one round behind the state.
@@ -138,6 +151,8 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
             folder.keep_payloads(server.version, uplinks, closed.broadcast.payload)
         folder.commit(federation.checkpoint(), records, federation.adapter())
         session.observer.round_done(records[-1])
+    if federation.settle(records):
+        folder.commit(federation.checkpoint(), records, federation.adapter())
     federation.export(folder)
     summary = summarise(recipe, table, records)
     folder.write_summary(summary)
@@ -157,7 +172,37 @@ class _Federation:
         """All that a run continues from."""
         memories = {client.name: client.memory for client in self.clients if client.memory}
         server = self.server
-        return Checkpoint(server.factors, server.version, server.base, server.memory, memories)
+        ledger = server.ledger
+        behind = ledger.known if set(ledger.known.values()) != {server.version} else {}
+        return Checkpoint(
+            server.factors, server.version, server.base, server.memory, memories, ledger.contents(), behind
+        )
+
+    def participants(self) -> list[Client]:
+        """Who takes part in the next round."""
+        asked, recipe = self.session.recipe.participation, self.session.recipe
+        by_name = {client.name: client for client in self.clients}
+        chosen = sample(list(by_name), asked.fraction, asked.minimum, recipe.seed, self.server.version + 1)
+        return [by_name[name] for name in chosen]
+
+    def settle(self, records: list[Record]) -> bool:
+        """After the last round: brings every client that sat it out to the newest version, and compares all replicas.
+
+        Their bytes are added to the last round's. Gives whether there was anything to do.
+        """
+        sent = 0
+        for client in self.clients:
+            sync = self.server.sync(client.name)
+            client.sync(sync)
+            self.server.delivered(client.name)
+            sent += sync.size
+            if sync.size:
+                down = records[-1]["bytes_down"]
+                down[client.name] = down.get(client.name, 0) + sync.size
+        digests = {client.digest for client in self.clients}
+        if digests != {self.server.digest}:
+            raise FederationError(f"replicas differ: {sorted(digests)}")
+        return sent > 0
 
     def adapter(self) -> Factors | None:
         """The factors of the one adapter, None where there is none that says all."""
@@ -171,7 +216,8 @@ class _Federation:
         if not self.method.personal or server.version == 0:
             return {"eval": self.session.quality(server.version, server.model(), server.base)}
         by_client = {
-            client.name: self.session.quality(server.version, client.model(), server.base) for client in self.clients
+            client.name: self.session.quality(server.version, client.model(server.factors), server.base)
+            for client in self.clients
         }
         sets = next(iter(by_client.values()))
         mean = {name: sum(found[name] for found in by_client.values()) / len(by_client) for name in sets}
@@ -183,7 +229,9 @@ class _Federation:
 
         if self.method.personal:
             for client in self.clients:
-                folder.write_adapter(self.session.adapter_config(), adapter_tensors(client.model()), name=client.name)
+                folder.write_adapter(
+                    self.session.adapter_config(), adapter_tensors(client.model(self.server.factors)), name=client.name
+                )
         elif self.method.changes_base:
             tensors, ranks = merged_tensors(self.server.model(), self.server.base)
             folder.write_adapter(self.session.adapter_config(ranks), tensors)
@@ -206,28 +254,34 @@ def _warn_of_other_versions(stored: Mapping[str, str], observer: Observer) -> No
 
 
 def _one_round(federation: _Federation, table: ShapeTable) -> tuple[Record, Closed]:
-    server, clients, session = federation.server, federation.clients, federation.session
-    task = server.task()
+    server, clients, session = federation.server, federation.participants(), federation.session
+    round_number = server.version + 1
     answers = []
     seconds = {"train": 0.0, "sparsify": 0.0, "encode": 0.0}
+    down = {}
     for client in clients:
-        answer = client.train(task, session.on_step(task.round, client.name))
+        task = server.task(client.name)
+        down[client.name] = task.sync.size
+        answer = client.train(task, session.on_step(round_number, client.name))
         if not isinstance(answer, Failure):
             for phase, value in answer.seconds.items():
                 seconds[phase] += value
         answers.append(answer)
     closed = server.close_round(answers)
     for failure in closed.rejected:
-        session.observer.warn(f"round {task.round}: {failure.client} is left out: {failure.reason}")
+        session.observer.warn(f"round {round_number}: {failure.client} is left out: {failure.reason}")
     began = time.perf_counter()
     digests = {client.apply(closed.broadcast) for client in clients}
     if digests != {server.digest}:
-        raise FederationError(f"round {task.round}: replicas differ: {sorted(digests)}")
+        raise FederationError(f"round {round_number}: replicas differ: {sorted(digests)}")
+    for client in clients:
+        server.delivered(client.name)
+        down[client.name] += len(closed.broadcast.payload)
     seconds |= closed.seconds | {"apply": time.perf_counter() - began}
     began = time.perf_counter()
     quality = federation.quality()
     seconds["evaluate"] = time.perf_counter() - began
-    return round_record(closed, [client.name for client in clients], table, seconds, quality), closed
+    return round_record(closed, down, table, seconds, quality), closed
 
 
 def _check_ranks(recipe: Recipe) -> None:

@@ -12,15 +12,6 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainTask:
-    """To a client: train this round from this version of the global state, whose digest must be this."""
-
-    round: int
-    version: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
 class Update:
     """From a client: its update as an uplink payload.
 
@@ -43,11 +34,15 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """From a client, or about one: nothing usable this round, and why."""
+    """From a client, or about one: nothing usable this round, and why.
+
+    `lost` says that its replica is not what the server takes it for, so that it needs the whole state.
+    """
 
     client: str
     round: int
     reason: str
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +57,49 @@ class Broadcast:
     payload: bytes
     digest: str
     clients: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """To a client: a whole state.
+
+    Attributes:
+        version: of the state.
+        payload: the factors.
+        base: the change of the frozen weights; empty where there is none.
+        digest: of the state.
+    """
+
+    version: int
+    payload: bytes
+    base: bytes
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """To a client: what brings its replica to the newest version: a start or a snapshot or neither, then broadcasts."""
+
+    start: Start | None = None
+    snapshot: Snapshot | None = None
+    broadcasts: tuple[Broadcast, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all payloads."""
+        first = len(self.start.payload) if self.start else 0
+        whole = len(self.snapshot.payload) + len(self.snapshot.base) if self.snapshot else 0
+        return first + whole + sum(len(broadcast.payload) for broadcast in self.broadcasts)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTask:
+    """To a client: train this round from this version of the global state, whose digest must be this.
+
+    `sync` brings a replica that is behind to that version.
+    """
+
+    round: int
+    version: int
+    digest: str
+    sync: Sync = Sync()

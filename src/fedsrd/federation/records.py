@@ -51,7 +51,7 @@ def start_record(start_bytes: int, clients: Sequence[str], state_digest: str, qu
 
 def round_record(
     closed: Closed,
-    clients: Sequence[str],
+    bytes_down: Mapping[str, int],
     table: ShapeTable,
     seconds: Mapping[str, float],
     quality: Mapping[str, Any],
@@ -64,7 +64,7 @@ def round_record(
         "digest": closed.broadcast.digest,
         "factor_down": "".join(reversed(moved)),
         "bytes_up": {update.client: len(update.payload) for update in closed.accepted},
-        "bytes_down": dict.fromkeys(clients, len(closed.broadcast.payload)),
+        "bytes_down": dict(bytes_down),
         "density_up": density(closed.uplinks, table),
         "density_up_by_layer": density(closed.uplinks, table, layer_of),
         "density_down": density([closed.downlink], table),

@@ -21,10 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from torch import Tensor
 
 from fedsrd.core.factors import Factors, ShapeTable, digest
 from fedsrd.errors import FederationError, RecipeError, RunFolderError
+from fedsrd.federation.messages import Broadcast
 from fedsrd.recipe import Recipe, load
 
 try:
@@ -45,6 +47,8 @@ class Checkpoint:
         base: the change of the frozen weights.
         server: what the method keeps at the server.
         clients: what it keeps at each client.
+        missed: broadcasts that a client still lacks.
+        known: the version that each client holds; empty where all hold this one.
     """
 
     factors: Factors
@@ -52,6 +56,8 @@ class Checkpoint:
     base: Mapping[str, Tensor] = field(default_factory=dict)
     server: Mapping[str, Tensor] = field(default_factory=dict)
     clients: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    missed: tuple[Broadcast, ...] = ()
+    known: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -64,12 +70,19 @@ class Checkpoint:
         found |= {f"server|{name}": tensor for name, tensor in self.server.items()}
         for client, memory in self.clients.items():
             found |= {f"client|{client}|{name}": tensor for name, tensor in memory.items()}
+        for broadcast in self.missed:
+            found[f"missed|{broadcast.version}"] = torch.frombuffer(bytearray(broadcast.payload), dtype=torch.uint8)
         return found
 
+    def notes(self) -> str:
+        """What of it is no tensor, as JSON."""
+        about = [[b.round, b.version, b.digest, b.clients] for b in self.missed]
+        return json.dumps({"missed": about, "known": dict(self.known)})
+
     @classmethod
-    def read(cls, factors: Factors, version: int, extras: Mapping[str, Tensor]) -> "Checkpoint":
-        """The inverse of `extras`."""
-        parts: dict[str, dict[str, Tensor]] = {"base": {}, "server": {}}
+    def read(cls, factors: Factors, version: int, extras: Mapping[str, Tensor], notes: str = "{}") -> "Checkpoint":
+        """The inverse of `extras` and `notes`."""
+        parts: dict[str, dict[str, Tensor]] = {"base": {}, "server": {}, "missed": {}}
         clients: dict[str, dict[str, Tensor]] = {}
         for key, tensor in extras.items():
             kind, _, name = key.partition("|")
@@ -79,7 +92,13 @@ class Checkpoint:
             else:
                 parts[kind][name] = tensor
         order = [name for name in factors if name in parts["base"]]
-        return cls(factors, version, {name: parts["base"][name] for name in order}, parts["server"], clients)
+        said = json.loads(notes)
+        missed = tuple(
+            Broadcast(number, led_to, parts["missed"][str(led_to)].numpy().tobytes(), found, count)
+            for number, led_to, found, count in said.get("missed", [])
+        )
+        base = {name: parts["base"][name] for name in order}
+        return cls(factors, version, base, parts["server"], clients, missed, said.get("known", {}))
 
 
 class RunFolder:
@@ -222,7 +241,7 @@ class RunFolder:
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise RunFolderError(f"{self._state} is damaged, the run cannot be resumed: {error}") from None
         ordered = {name: factors[name] for name in json.loads(metadata["modules"])}
-        checkpoint = Checkpoint.read(ordered, version, extras)
+        checkpoint = Checkpoint.read(ordered, version, extras, metadata.get("notes", "{}"))
         if checkpoint.digest != metadata["digest"]:
             raise RunFolderError(f"{self._state} is damaged: its digest is not {metadata['digest'][:12]}")
         return checkpoint, self._records(version)
@@ -247,6 +266,7 @@ class RunFolder:
             "version": str(checkpoint.version),
             "digest": checkpoint.digest,
             "modules": json.dumps(list(checkpoint.factors)),
+            "notes": checkpoint.notes(),
         }
         with self._disk(f"round {checkpoint.version}"):
             lines = "".join(json.dumps(record) + "\n" for record in records)

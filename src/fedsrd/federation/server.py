@@ -1,5 +1,7 @@
 """The server: holds the global factors, takes updates, makes the broadcast. Knows no model, only the shape table."""
 
+import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +12,16 @@ from torch import Tensor
 from fedsrd import rng, wire
 from fedsrd.core.factors import Base, Delta, Factors, LoraPair, ShapeTable, Slot, add_base, digest, initial_factors
 from fedsrd.errors import FederationError, PayloadError
-from fedsrd.federation.messages import Broadcast, Failure, Start, TrainTask, Update
+from fedsrd.federation import snapshot
+from fedsrd.federation.ledger import Ledger
+from fedsrd.federation.messages import Broadcast, Failure, Snapshot, Start, Sync, TrainTask, Update
 from fedsrd.federation.spool import Spool
 from fedsrd.methods import Method, ServerStep, Step
 
 Weighting = Literal["uniform", "examples"]
 Counts = Mapping[Slot, int]
+LOST = -1
+"""The version of a client whose replica is not what it was taken for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class Server:
         base: the change of the frozen weights; empty for most methods.
         memory: what the method keeps at the server between rounds.
         version: how many rounds they hold.
+        ledger: what clients have missed.
     """
 
     def __init__(
@@ -57,7 +64,14 @@ class Server:
         seed: int,
         coding: wire.Coding | None = None,
         ranks: Mapping[str, int | None] | None = None,
+        *,
+        minimum: int = 1,
+        norm_bound: float | None = None,
     ) -> None:
+        self.ledger = Ledger()
+        self._minimum = minimum
+        self._norm_bound = norm_bound
+        self._snapshot: Snapshot | None = None
         self.base: dict[str, Tensor] = {}
         self.memory: dict[str, Tensor] = {}
         self._ranks = dict(ranks or {})
@@ -90,9 +104,39 @@ class Server:
         start = initial_factors(self._table, self._seed)
         return Start(wire.encode_start(self._seed, self._table), digest(start))
 
-    def task(self) -> TrainTask:
-        """The next round's task."""
-        return TrainTask(self.version + 1, self.version, self.digest)
+    def task(self, client: str | None = None) -> TrainTask:
+        """The next round's task; for a client that may be behind, with what it lacks."""
+        sync = Sync() if client is None else self.sync(client)
+        return TrainTask(self.version + 1, self.version, self.digest, sync)
+
+    def sync(self, client: str) -> Sync:
+        """What brings a client from the version that it is known to hold to the newest, in the fewest bytes."""
+        held = self.ledger.known.get(client)
+        if held == self.version:
+            return Sync()
+        first = self.start() if held is None else None
+        missed = None if held == LOST else self.ledger.since(held or 0, self.version)
+        steps = None if missed is None else Sync(first, None, missed)
+        # A few small broadcasts need no comparison with a whole state, which takes long to make.
+        if steps is not None and steps.size <= self._table.elements:
+            return steps
+        whole = Sync(snapshot=self.snapshot())
+        return whole if steps is None or whole.size < steps.size else steps
+
+    def snapshot(self) -> Snapshot:
+        """The whole state, made once a version."""
+        if self._snapshot is None or self._snapshot.version != self.version:
+            self._snapshot = snapshot.take(self.factors, self.base, self.version)
+        return self._snapshot
+
+    def delivered(self, client: str) -> None:
+        """The client holds the newest version."""
+        self.ledger.known[client] = self.version
+        self.ledger.prune(4 * self._table.elements)
+
+    def forget(self, client: str) -> None:
+        """The client's replica is not what it was taken for: it gets the whole state next time."""
+        self.ledger.known[client] = LOST
 
     def close_round(self, answers: Sequence[Update | Failure]) -> Closed:
         """Checks the answers, aggregates the good ones, and moves to the next version.
@@ -109,6 +153,7 @@ class Server:
         counts: list[Counts] = []
         with Spool() as spool:
             deltas: list[Delta] = []
+            norms: list[float] = []
             for answer in answers:
                 if isinstance(answer, Failure):
                     rejected.append(answer)
@@ -120,10 +165,13 @@ class Server:
                     continue
                 accepted.append(answer)
                 counts.append({slot: sparse.count for slot, sparse in delta.items()})
+                norms.append(_norm(delta))
                 deltas.append(spool.keep(delta))
-            if not accepted:
+            self._bound_norms(accepted, deltas, counts, rejected, norms, round_number)
+            if len(accepted) < self._minimum:
                 reasons = "; ".join(f"{failure.client}: {failure.reason}" for failure in rejected) or "nobody answered"
-                raise FederationError(f"round {round_number}: no client sent a usable update ({reasons})")
+                few = f"{len(accepted)} of at least {self._minimum} clients" if accepted else "no client"
+                raise FederationError(f"round {round_number}: {few} sent a usable update ({reasons})")
             decoded = time.perf_counter()
             ranks = [self._ranks.get(update.client) for update in accepted]
             step = ServerStep(round_number, self._seed, ranks, dict(self.memory))
@@ -151,6 +199,7 @@ class Server:
             "broadcast": time.perf_counter() - aggregated,
         }
         broadcast = Broadcast(round_number, self.version, payload, self.digest, len(accepted))
+        self.ledger.append(broadcast)
         sent = {slot: sparse.count for slot, sparse in downlink.items()}
         return Closed(broadcast, accepted, rejected, counts, sent, seconds)
 
@@ -166,6 +215,32 @@ class Server:
             raise PayloadError(f"the client says that it has {update.examples} examples")
         return delta
 
+    def _bound_norms(
+        self,
+        accepted: list[Update],
+        deltas: list[Delta],
+        counts: list[Counts],
+        rejected: list[Failure],
+        norms: list[float],
+        round_number: int,
+    ) -> None:
+        """Takes out the updates whose norm is far above the round's median; of one or two there is no telling."""
+        if self._norm_bound is None or len(norms) < 3:
+            return
+        median = statistics.median(norms)
+        for place in reversed(range(len(norms))):
+            if norms[place] > self._norm_bound * median:
+                above = f"more than {self._norm_bound:g} times the round's median {median:.3g}"
+                reason = f"its norm {norms[place]:.3g} is {above} (participation.norm_bound)"
+                rejected.append(Failure(accepted[place].client, round_number, reason))
+                del accepted[place], deltas[place], counts[place]
+
     def _weights(self, accepted: Sequence[Update]) -> list[float]:
         counts = [update.examples if self._weighting == "examples" else 1 for update in accepted]
         return [count / sum(counts) for count in counts]
+
+
+def _norm(delta: Delta) -> float:
+    """Frobenius norm of a whole update."""
+    squares = (float(sparse.values.double().square().sum()) for sparse in delta.values())
+    return math.sqrt(sum(squares))

@@ -25,6 +25,7 @@ class Kind(IntEnum):
     START = 0
     UPLINK = 1
     DOWNLINK = 2
+    SNAPSHOT = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,11 +59,11 @@ class ToyTrainer:
 class Federation:
     """Server and clients of one method."""
 
-    def __init__(self, method, keys=(1, 2), seed=0, coding=None, ranks=None, spoil=None):
+    def __init__(self, method, keys=(1, 2), seed=0, coding=None, ranks=None, spoil=None, **server):
         ranks = ranks or {}
         self.method = method
         names = [f"c{place}" for place in range(len(keys))]
-        self.server = Server(TABLE, method, "uniform", seed, coding, ranks)
+        self.server = Server(TABLE, method, "uniform", seed, coding, ranks, **server)
         self.trainers = {
             name: ToyTrainer(key, (spoil or {}).get(name, ())) for name, key in zip(names, keys, strict=True)
         }
@@ -73,13 +73,21 @@ class Federation:
         ]
         for client in self.clients:
             client.start(self.server.start())
+            self.server.delivered(client.name)
 
-    def round(self):
-        """One round; gives it closed, with every replica checked."""
-        task = self.server.task()
-        self.answers = [client.train(task, lambda *_: None) for client in self.clients]
+    def round(self, present=None):
+        """One round of the clients whose numbers are given, or of all; gives it closed, with their replicas checked."""
+        clients = self.clients if present is None else [self.clients[number] for number in present]
+        self.sent = {client.name: self.server.task(client.name) for client in clients}
+        self.answers = [client.answer(self.sent[client.name], lambda *_: None) for client in clients]
+        for answer in self.answers:
+            if isinstance(answer, Failure) and answer.lost:
+                self.server.forget(answer.client)
         closed = self.server.close_round(self.answers)
-        assert {client.apply(closed.broadcast) for client in self.clients} == {self.server.digest}
+        for client in clients:
+            if client.version == self.server.version - 1:
+                assert client.apply(closed.broadcast) == self.server.digest
+                self.server.delivered(client.name)
         return closed
 
     def rounds(self, count):
@@ -93,7 +101,7 @@ class Federation:
 
     def weights(self):
         """What the model computes with: base + B A by module, of the global model, or of the first client's own."""
-        factors = self.clients[0].model() if self.method.personal else self.server.model()
+        factors = self.clients[0].model(self.server.factors) if self.method.personal else self.server.model()
         return product(factors, self.server.base)
 
 
