@@ -1,0 +1,43 @@
+"""The plan's lengths against those of real payloads: the stored runs of the embedded main table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedsrd.planning import payloads
+from fedsrd.planning.architecture import architecture
+from fedsrd.wire import Coding
+
+STORED = Path(__file__).parents[2] / "benchmarks" / "results" / "embedded-main.json"
+ROWS = {row["label"]: row for row in json.loads(STORED.read_text())["rows"]}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return architecture("embedded:smollm2-135m", 16, "all-linear").table
+
+
+def density(row, table):
+    """The mean density of a row's uplinks, from its densities by layer and factor."""
+    whole = {"B": 0, "A": 0}
+    for slot, (rows, columns) in table.shapes.items():
+        whole[slot.factor] += rows * columns
+    found = []
+    for curve in row["curves"]:
+        for factor, elements in whole.items():
+            layers = [value for key, value in curve["density"].items() if key.endswith(factor)]
+            found.append(elements * sum(layers) / len(layers))
+    return sum(found) / len(row["curves"]) / table.elements
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize(
+    "name", ["fedavg", "ffa-lora", "flexlora", "fed-dare", "fedicu-style", "flora", "fedsa-lora", "fedsrd", "fedsrd-e"]
+)
+def test_within_three_per_cent_of_what_was_sent(name, table):
+    row = ROWS[name]
+    turns = row["rounds"] * row["clients"]
+    found = payloads.cost(name, table, row["clients"], Coding(), density(row, table))
+    assert found.up == pytest.approx(row["bytes_up"]["mean"] / turns, rel=0.03)
+    assert found.down == pytest.approx((row["bytes_down"]["mean"]) / turns, rel=0.03)
