@@ -12,25 +12,19 @@ import torch
 
 from fedsrd.core.factors import FACTORS, Delta, Factors, LoraPair, Slot, SparseTensor
 from fedsrd.core.reconstruct import LowRank, best_pair
-from fedsrd.methods.method import ClientStep, Method, ServerStep, register
-from fedsrd.methods.ranks import truncated, truncated_pair, whole_update
+from fedsrd.methods.method import ServerStep, register
+from fedsrd.methods.ranks import AnyRank, truncated_pair
 
 
 @register
-class FlexLoRA(Method):
-    """Dense deltas up; the best rank-r approximation of mean(B A) down, as a dense change of both factors."""
+class FlexLoRA(AnyRank):
+    """Dense deltas up; the best rank-r approximation of mean(B A) down, as a dense change of both factors.
+
+    Singular values fall, so the components that a client of a lower rank takes are the largest.
+    """
 
     name = "flexlora"
     summary = "mean of the full updates, truncated SVD; clients of different ranks"
-    any_rank = True
-
-    def local_start(self, state: Factors, step: ClientStep) -> Factors:
-        """The components that the client's rank holds; singular values fall, so the first are the largest."""
-        return truncated(state, step.rank)
-
-    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
-        """DB and dA, dense up to the client's rank."""
-        return whole_update(before, after, step.rank)
 
     def server_update(
         self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep

@@ -13,26 +13,17 @@ from torch import Tensor
 
 from fedsrd import rng
 from fedsrd.core.factors import Delta, Factors, LoraPair, ShapeTable, Slot, SparseTensor, initial_factors
-from fedsrd.methods.method import ClientStep, Method, ServerStep, Step, register
-from fedsrd.methods.ranks import truncated, whole_update
+from fedsrd.methods.method import ServerStep, Step, register
+from fedsrd.methods.ranks import AnyRank
 
 
 @register
-class FLoRA(Method):
+class FLoRA(AnyRank):
     """Dense deltas up, all of them stacked down; the product goes into the base model."""
 
     name = "flora"
     summary = "stacked factors, merged into the base every round; clients of different ranks"
-    any_rank = True
     changes_base = True
-
-    def local_start(self, state: Factors, step: ClientStep) -> Factors:
-        """The round's fresh factors, of the client's rank."""
-        return truncated(state, step.rank)
-
-    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
-        """DB and dA, dense up to the client's rank."""
-        return whole_update(before, after, step.rank)
 
     def server_update(
         self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep

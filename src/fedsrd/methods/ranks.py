@@ -5,9 +5,27 @@ zero in training: where B's column and A's row are both zero, so are their gradi
 model is the adapter's for everybody.
 """
 
+from abc import ABC
+from typing import ClassVar
+
 import torch
 
 from fedsrd.core.factors import Delta, Factors, LoraPair, SparseTensor, difference
+from fedsrd.methods.method import ClientStep, Method
+
+
+class AnyRank(Method, ABC):
+    """The client's side of a method that sends everything and takes clients of lower ranks."""
+
+    any_rank: ClassVar[bool] = True
+
+    def local_start(self, state: Factors, step: ClientStep) -> Factors:
+        """As many components as the client's rank: the first."""
+        return truncated(state, step.rank)
+
+    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
+        """DB and dA, dense up to the client's rank."""
+        return whole_update(before, after, step.rank)
 
 
 def truncated(factors: Factors, rank: int | None) -> Factors:

@@ -1,69 +1,39 @@
 """One progress display for a comparison: a line that stays for every run, and one that moves."""
 
-import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn
 
 from fedsrd.compare.plan import Run, slug
 from fedsrd.report.comparison import last_line, short
+from fedsrd.report.terminal import Display
 
 Record = dict[str, Any]
 
 
-class CompareDisplay:
-    """Shows a comparison as it goes.
-
-    Use as a context manager. Without a terminal there are only the lines that stay.
-    """
+class CompareDisplay(Display):
+    """Shows a comparison as it goes: a line that stays for every run, and two that move, runs and rounds."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._runs = self._progress.add_task("runs", total=None, detail="")
-        self._rounds = self._progress.add_task("round", total=None, detail="", visible=False)
-        self._began = time.perf_counter()
+        super().__init__(console, BarColumn(bar_width=20))
+        self._runs = self.progress.add_task("runs", total=None, detail="")
+        self._rounds = self.progress.add_task("round", total=None, detail="", visible=False)
         self._last: Record = {}
         self._title = ""
 
-    def __enter__(self) -> "CompareDisplay":
-        """Starts the moving lines."""
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Takes the moving lines away."""
-        self._progress.stop()
-
-    def say(self, text: str) -> None:
-        """One line that stays."""
-        elapsed = time.perf_counter() - self._began
-        self._progress.console.print(f"[dim]{elapsed:7.1f} s[/dim]  {text}", highlight=False, soft_wrap=True)
-
     def warn(self, text: str) -> None:
-        """One loud line that stays."""
-        self._progress.console.print(f"[bold red]warning[/bold red]    {self._title}: {text}", highlight=False)
+        """One loud line that stays, with the run that it is about."""
+        super().warn(f"{self._title}: {text}")
 
     def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
         """Moves the moving line."""
-        self._progress.update(self._rounds, detail=f"{what} {done}/{total} {detail}", visible=True)
+        self.progress.update(self._rounds, detail=f"{what} {done}/{total} {detail}", visible=True)
 
     def round_done(self, record: Record) -> None:
         """A round of the present run is complete."""
-        self._progress.update(self._rounds, completed=record["round"], visible=True)
+        self.progress.update(self._rounds, completed=record["round"], visible=True)
         if record["eval"]:
             self._last = record["eval"]
 
@@ -71,8 +41,8 @@ class CompareDisplay:
         """The next run."""
         where = f" {short(slug(run.point))}" if run.point else ""
         self._title = f"{run.label}{where} seed {run.seed}"
-        self._progress.update(self._runs, total=count, completed=place - 1, detail=self._title)
-        self._progress.reset(self._rounds, total=run.recipe.rounds, detail="")
+        self.progress.update(self._runs, total=count, completed=place - 1, detail=self._title)
+        self.progress.reset(self._rounds, total=run.recipe.rounds, detail="")
         self.say(f"[{place}/{count}] {self._title}")
 
     def run_done(self, run: Run, folder: Path, seconds: float) -> None:

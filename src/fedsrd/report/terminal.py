@@ -1,11 +1,19 @@
 """The terminal: live progress of a run, and the closing tables."""
 
 import time
-from typing import Any
+from typing import Any, Self
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 Record = dict[str, Any]
@@ -21,18 +29,21 @@ PHASES = {
 """Columns of the rounds table, and the phases of rounds.jsonl that each one adds up."""
 
 
-class RunDisplay:
-    """Shows a run as it goes: one line a round that stays, one line of progress that moves.
+class Display:
+    """Lines that stay, and below them lines that move. Use as a context manager.
 
-    Use as a context manager. Without a terminal there are only the lines that stay.
+    Without a terminal there are only the lines that stay.
+
+    Args:
+        console: where to.
+        columns: of a moving line, besides its description and the times.
     """
 
-    def __init__(self, console: Console, rounds: int) -> None:
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
         self.console = console
-        self._rounds = rounds
-        self._progress = Progress(
+        self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            *columns,
             MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(),
@@ -42,37 +53,44 @@ class RunDisplay:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("preparing", total=rounds, detail="", start=True)
         self._began = time.perf_counter()
 
-    def __enter__(self) -> "RunDisplay":
-        """Starts the moving line."""
-        self._progress.start()
+    def __enter__(self) -> Self:
+        """Starts the moving lines."""
+        self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Takes the moving line away."""
-        self._progress.stop()
+        """Takes the moving lines away."""
+        self.progress.stop()
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._progress.console.print(
-            f"[dim]{time.perf_counter() - self._began:6.1f} s[/dim]  {text}", highlight=False, soft_wrap=True
-        )
+        elapsed = time.perf_counter() - self._began
+        self.progress.console.print(f"[dim]{elapsed:7.1f} s[/dim]  {text}", highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """One loud line that stays."""
-        self._progress.console.print(f"[bold red]warning[/bold red]   {text}", highlight=False)
+        self.progress.console.print(f"[bold red]warning[/bold red]    {text}", highlight=False)
+
+
+class RunDisplay(Display):
+    """Shows a run as it goes: one line a round that stays, one line of progress that moves."""
+
+    def __init__(self, console: Console, rounds: int) -> None:
+        super().__init__(console, BarColumn(bar_width=24))
+        self._rounds = rounds
+        self._task = self.progress.add_task("preparing", total=rounds, detail="", start=True)
 
     def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
         """Moves the moving line."""
         text = f"round {round_number}/{self._rounds}  {what}"
-        self._progress.update(self._task, description=text, detail=f"{done}/{total} {detail}")
+        self.progress.update(self._task, description=text, detail=f"{done}/{total} {detail}")
 
     def round_done(self, record: Record) -> None:
         """One line about a complete round."""
         number = record["round"]
-        self._progress.update(self._task, completed=number)
+        self.progress.update(self._task, completed=number)
         quality = ", ".join(f"{name} {value:.2f}" for name, value in record["eval"].items())
         if number == 0:
             self.say(f"start  down {amount(_mean(record['bytes_down'].values()))} a client")
