@@ -9,7 +9,7 @@ from fedsrd.report.comparison import MIB, ordered
 Record = dict[str, Any]
 INK, QUIET, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 LOUD = ("#d1495b", "#1b6ca8", "#2a9d6f", "#c77d0a", "#7a4fb5", "#0f8b8d", "#8c5a3c", "#b3467f")
-"""Colours of the rows that a figure is about, in the table's order; whatever comes after them is quiet."""
+"""Colours of the first rows of a recipe; whatever comes after them is quiet."""
 PANELS = 6
 
 
@@ -22,7 +22,9 @@ def draw(results: Record, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = ordered(results)
-    colours = {row["label"]: LOUD[place] if place < len(LOUD) else QUIET for place, row in enumerate(rows)}
+    # A row's colour follows from the recipe, not from how well it did.
+    labels = [row["label"] for row in results["rows"]]
+    colours = {label: LOUD[place] if place < len(LOUD) else QUIET for place, label in enumerate(labels)}
     figures: dict[str, Callable[..., Any]] = {
         "pareto": _pareto,
         "rounds": _rounds,
@@ -74,42 +76,43 @@ def _pareto(pyplot: Any, rows: Sequence[Record], colours: dict[str, str]) -> Any
     axes.set_ylabel("final in-domain NLL (nats a token)")
     low, high = min(total for total, _, _ in points), max(total for total, _, _ in points)
     axes.set_xlim(low / 1.6, high * 2.6)
+    axes.margins(y=0.1)
     _grid(axes)
-    figure.canvas.draw()
+    bottom, top = axes.get_ylim()
     for row in rows:
-        if row["reference"]:
-            axes.axhline(row["in_domain"]["mean"], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
-            axes.annotate(
-                row["label"],
-                (low / 1.55, row["in_domain"]["mean"]),
-                xytext=(0, 2),
-                textcoords="offset points",
-                color=QUIET,
-                fontsize=8,
-            )
+        level = row["in_domain"]["mean"]
+        # A reference that lies far away would press everything else together.
+        if row["reference"] and abs(level - (bottom + top) / 2) < 0.75 * (top - bottom):
+            axes.axhline(level, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+            place = (low / 1.55, level)
+            axes.annotate(row["label"], place, xytext=(0, 2), textcoords="offset points", color=QUIET, fontsize=8)
+    figure.canvas.draw()
     _label(axes, points, colours)
-    axes.set_title("Quality against bytes: lower left is better", loc="left", fontsize=10)
+    axes.set_title("Quality against bytes: lower left is better", loc="left", fontsize=10, pad=12)
     return figure
 
 
 def _label(axes: Any, points: Sequence[tuple[float, float, str]], colours: dict[str, str]) -> None:
     """Names beside their points, pushed apart upwards or downwards where they would overlap."""
+    from matplotlib import patheffects
+
     taken: list[tuple[float, float]] = []
+    scale = 72 / axes.figure.dpi
     for x, y, label in sorted(points, key=lambda point: point[1]):
         place_x, place_y = axes.transData.transform((x, y))
         shift = 0.0
-        tried = iter(step * sign for step in range(0, 200, 3) for sign in (1, -1))
-        while any(abs(place_y + shift - other_y) < 21 and abs(place_x - other_x) < 200 for other_x, other_y in taken):
+        tried = iter(step * sign for step in range(0, 400, 2) for sign in (1, -1))
+        while any(abs(place_y + shift - other_y) < 15 and abs(place_x - other_x) < 120 for other_x, other_y in taken):
             shift = float(next(tried))
         taken.append((place_x, place_y + shift))
-        scale = 72 / axes.figure.dpi
         axes.annotate(
             label,
             (x, y),
-            xytext=(8, shift * scale - 3),
+            xytext=(12, shift * scale - 3),
             textcoords="offset points",
             color=colours[label],
             fontsize=8,
+            path_effects=[patheffects.withStroke(linewidth=3, foreground="white")],
             arrowprops={"arrowstyle": "-", "color": GRID, "shrinkA": 0, "shrinkB": 3} if abs(shift) > 8 else None,
         )
 
@@ -135,12 +138,18 @@ def _rounds(pyplot: Any, rows: Sequence[Record], colours: dict[str, str]) -> Any
         ends.append((float(curve["rounds"][-1]), means[-1], row["label"]))
     axes.set_xlabel("round")
     axes.set_ylabel("in-domain NLL (nats a token)")
-    axes.set_xlim(0, ends[0][0] * 1.22)
+    axes.set_xlim(rows[0]["curves"][0]["rounds"][1] * 0.9, ends[0][0] * 1.15)
+    # The first rounds gain most: from the first evaluated one on, so that the methods can be told apart.
+    shown = [curve["own"][1:] for row in rows for curve in row["curves"]]
+    low, high = min(map(min, shown)), max(map(max, shown))
+    axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     axes.set_xticks(rows[0]["curves"][0]["rounds"])
     _grid(axes)
     figure.canvas.draw()
     _label(axes, ends, colours)
-    axes.set_title("Quality by round, mean over seeds (personal models on their own domain)", loc="left", fontsize=10)
+    base = rows[0]["base"]["mean"]
+    title = f"Quality by round, mean over seeds; base model {base:.3f}; personal models on their own domain"
+    axes.set_title(title, loc="left", fontsize=10)
     return figure
 
 
@@ -163,8 +172,8 @@ def _bytes(pyplot: Any, rows: Sequence[Record], colours: dict[str, str]) -> Any:
     axes.set_yticks(range(len(sent)), [row["label"] for row in reversed(sent)])
     axes.set_xscale("log")
     axes.set_xlabel("MiB a client and round (log scale)")
-    axes.margins(x=0.16)
-    axes.legend(frameon=False, loc="lower right")
+    axes.margins(x=0.2)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     axes.set_title("Bytes by method", loc="left", fontsize=10)
     return figure
 
