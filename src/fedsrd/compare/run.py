@@ -103,7 +103,8 @@ def _missing(comparison: Comparison, out: Path) -> Iterator[Run]:
 
 def _one(comparison: Comparison, one: Run, folder: RunFolder, out: Path, watcher: Watcher, assets: Assets) -> None:
     """Makes or continues one run; where it fails, for whatever reason, says so and leaves the reason in its folder."""
-    done = sum(1 for _ in (out / "runs").rglob("summary.json"))
+    ended = {file.parent for name in ("summary.json", FAILED) for file in (out / "runs").rglob(name)}
+    done = len(ended - {folder.path})
     watcher.run_started(one, done + 1, comparison.count())
     began = time.perf_counter()
     failure = folder.path / FAILED
