@@ -27,7 +27,7 @@ def density(row, table):
     for curve in row["curves"]:
         for factor, elements in whole.items():
             layers = [value for key, value in curve["density"].items() if key.endswith(factor)]
-            found.append(elements * sum(layers) / len(layers))
+            found.append(elements * sum(layers) / max(len(layers), 1))
     return sum(found) / len(row["curves"]) / table.elements
 
 

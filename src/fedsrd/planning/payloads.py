@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 WIDEST = 1024
 MOST_CLIENTS = 32
 """Beyond, a broadcast is measured with so many clients; only stacked ones would grow further, and they are scaled."""
+SPREAD = 0.6
+"""Of the logarithms of the norms of B's columns."""
 STEPS = 4
 """Of the synthetic local training."""
 PAPER = Coding(values="float32", positions="bitmap", exponents="raw")
@@ -78,7 +80,7 @@ class _Sample:
         self._stacked = method.downlink_table(table, clients)
         random = np.random.default_rng(0)
         state = {
-            name: LoraPair(torch.from_numpy(random.standard_normal(pair.B.shape) * 1e-3).float(), pair.A)
+            name: LoraPair(torch.from_numpy(_columns(pair.B.shape, random)).float(), pair.A)
             for name, pair in initial_factors(self.table, 0).items()
         }
         deltas = []
@@ -137,10 +139,16 @@ def _trained(before: Factors, trained: Sequence[Factor], random: np.random.Gener
     return after
 
 
+def _columns(shape: Sequence[int], random: np.random.Generator) -> Array:
+    """A B after some rounds: columns of different norms, so that importance gathers in some rank components."""
+    spread: Array = np.exp(SPREAD * random.standard_normal(shape[1]))
+    return 1e-3 * random.standard_normal(shape) * spread
+
+
 def _adam(shape: Sequence[int], random: np.random.Generator) -> Array:
     """The change by a few steps of Adam on gradients of signal and noise: far from normal, most elements move alike.
 
-    The signal's strength differs between rank components. Median and spread are such that lengths come within 4 % of
+    The signal's strength differs between rank components. Median and spread are such that lengths come within 3 % of
     those of real updates in every number type (docs/bytes.md).
     """
     components = int(np.argmin(shape))

@@ -143,7 +143,7 @@ def _rounds(pyplot: Any, rows: Sequence[Record], colours: dict[str, str]) -> Any
     shown = [curve["own"][1:] for row in rows for curve in row["curves"]]
     low, high = min(map(min, shown)), max(map(max, shown))
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
-    axes.set_xticks(rows[0]["curves"][0]["rounds"])
+    axes.set_xticks(rows[0]["curves"][0]["rounds"][1:])
     _grid(axes)
     figure.canvas.draw()
     _label(axes, ends, colours)
@@ -206,7 +206,7 @@ def _seconds(pyplot: Any, rows: Sequence[Record], colours: dict[str, str]) -> An
 
 
 def _sparsity(pyplot: Any, rows: Sequence[Record], colours: dict[str, str]) -> Any:
-    """Uplink density by layer and factor of the rows that send only a part, as heat maps of one scale."""
+    """Uplink density by layer and factor of the rows that send only a part, as heat maps."""
     sparse = [row for row in rows if _is_sparse(row)][:PANELS]
     if not sparse:
         return None
@@ -221,16 +221,17 @@ def _sparsity(pyplot: Any, rows: Sequence[Record], colours: dict[str, str]) -> A
             for key in row["curves"][0]["density"]
         }
         grids.append([[100 * density.get(f"{layer}.{factor}", 0.0) for layer in layers] for factor in "BA"])
-    top = max(max(line) for grid in grids for line in grid)
-    image = None
     for axes, row, grid in zip(panels[:, 0], sparse, grids, strict=True):
-        image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=top)
+        # Each on its own scale: what differs within a method is smaller than what differs between them.
+        low, high = min(map(min, grid)), max(map(max, grid))
+        image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=low - 0.05, vmax=high + 0.05)
+        figure.colorbar(image, ax=axes, pad=0.01)
         axes.set_yticks([0, 1], ["B", "A"])
         axes.set_title(row["label"], loc="left", fontsize=9)
     steps = range(0, len(layers), max(len(layers) // 15, 1))
     panels[-1, 0].set_xticks(list(steps), [layers[step] for step in steps])
     panels[-1, 0].set_xlabel("layer")
-    figure.colorbar(image, ax=panels[:, 0].tolist(), label="% of elements sent")
+    figure.suptitle("Share of elements sent up, in %, by layer and factor", x=0.01, ha="left", fontsize=10)
     return figure
 
 
