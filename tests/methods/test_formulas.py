@@ -145,7 +145,7 @@ def test_fedicu_style_weighs_divergence(sizes, divergence):
 @given(SIZES)
 def test_flasc_is_adam_on_theta_and_its_largest_elements(sizes):
     case = Case(*sizes, scale=0.01)
-    method = build("flasc", down=0.3, server_lr=0.01)
+    method = build("flasc", down=0.3, server_lr=0.01, epsilon=1e-8)
     theta = np.concatenate([case.B.ravel(), case.A.ravel()])
     m, v = 0 * theta, 0 * theta
     memory = {}

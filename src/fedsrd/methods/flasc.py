@@ -31,7 +31,8 @@ class FLASCOptions(MethodOptions):
         server_lr: Adam's rate at the server.
         beta1: decay of its first moment.
         beta2: decay of its second moment.
-        epsilon: added to the root of the second moment.
+        epsilon: added to the root of the second moment; as large as FedAdam's authors take it, so that an element on
+            which clients do not agree moves little.
     """
 
     down: Share = 0.25
@@ -39,7 +40,7 @@ class FLASCOptions(MethodOptions):
     server_lr: Annotated[float, Field(gt=0)] = 2e-3
     beta1: Beta = 0.9
     beta2: Beta = 0.999
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    epsilon: Annotated[float, Field(gt=0)] = 1e-3
 
 
 @register
