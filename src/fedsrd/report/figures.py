@@ -78,6 +78,14 @@ def _pareto(pyplot: Any, rows: Sequence[Record], colours: dict[str, str]) -> Any
     axes.set_xlim(low / 1.6, high * 2.6)
     axes.margins(y=0.1)
     _grid(axes)
+    values = sorted(mean for _, mean, _ in points)
+    limit = values[len(values) // 2] + 4 * (values[len(values) // 2] - values[0])
+    if 0 < limit < values[-1]:
+        # One that lies far off would press all others together: it is named at the edge.
+        far = ", ".join(f"{label} {mean:.2f}" for _, mean, label in points if mean > limit)
+        points = [point for point in points if point[1] <= limit]
+        axes.set_ylim(values[0] - 0.1 * (limit - values[0]), limit)
+        axes.annotate(f"above: {far}", (0.99, 0.97), xycoords="axes fraction", ha="right", color=QUIET, fontsize=8)
     bottom, top = axes.get_ylim()
     for row in rows:
         level = row["in_domain"]["mean"]
