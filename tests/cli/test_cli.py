@@ -111,7 +111,6 @@ def test_a_comparison_prints_its_tables_and_resumes_from_its_folder_alone(recipe
     assert done.stderr == ""
     for expected in ("2 methods, 2 runs", "[1/2] fedavg seed 0", "base model", "up MiB", "Seconds a round", "table.md"):
         assert expected in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 120
     again = fedsrd("compare", "--resume", "--out", out)
     assert again.returncode == 0, again.stderr
     assert "seed 0\n" not in again.stdout.replace(" ", "")

@@ -34,4 +34,6 @@ def show(console: Any, results: Record, out: Path) -> None:
         for failure in row["failed"]:
             reason = tables.last_line(failure["reason"])
             console.print(f"[bold red]failed[/bold red] {row['label']}, seed {failure['seed']}: {reason}")
-    console.print(f"Tables: {out}/table.md, table.csv; figures: {out}/figures; all numbers: {out}/results.json")
+    # Paths are not wrapped: people copy them.
+    for what, where in (("Tables", "table.md, table.csv"), ("Figures", "figures"), ("Numbers", "results.json")):
+        console.print(f"{what}: {out}/{where}", soft_wrap=True, highlight=False)
