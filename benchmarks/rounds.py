@@ -13,7 +13,7 @@ from harness import Result
 from fedsrd import recipe as recipes
 from fedsrd.data import catalog
 from fedsrd.data.prompt import Encoded, encode
-from fedsrd.federation import local
+from fedsrd.federation import local, setup
 from fedsrd.federation.records import Record
 from fedsrd.federation.runfolder import RunFolder
 from fedsrd.training.models import AdaptedModel, lora_config
@@ -67,7 +67,7 @@ def _run(method: str, rounds: int, steps: int) -> list[dict[str, float]]:
         [f'method={{name="{method}"}}', f"rounds={rounds}", f"training.steps={steps}", "evaluation.examples=1"],
     )
     with tempfile.TemporaryDirectory() as folder:
-        prepared = local.prepare(chosen, RunFolder(Path(folder, "run")), resume=False, observer=_Silent())
+        prepared = setup.prepare(chosen, RunFolder(Path(folder, "run")), resume=False, observer=_Silent())
         local.run(prepared, _Silent())
         lines = Path(folder, "run", "rounds.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["seconds"] for line in lines[1:]]

@@ -94,9 +94,9 @@ def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bo
 
     with terminal.RunDisplay(console, recipe.rounds) as display:
         display.say("Checking folder, data and model")
-        from fedsrd.federation import local
+        from fedsrd.federation import local, setup
 
-        prepared = local.prepare(recipe, folder, resume=resume, observer=display)
+        prepared = setup.prepare(recipe, folder, resume=resume, observer=display)
         summary = local.run(prepared, display, keep_payloads=keep_payloads)
     records = [json.loads(line) for line in (folder.path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     console.print(terminal.rounds_table(records))

@@ -77,13 +77,19 @@ class WireSection(_Section):
 class ClientSection(_Section):
     """One client and its private data.
 
-    `also` is more data of the same client; `rank` its own, where the method takes lower ranks than the adapter's.
+    `data` may be left out where only the client's own site knows it (docs/deploy.md); `also` is more data of the same
+    client; `rank` its own, where the method takes lower ranks than the adapter's.
     """
 
     name: Name
-    data: DataSection
+    data: DataSection | None = None
     also: list[DataSection] = []
     rank: Positive | None = None
+
+    @property
+    def sections(self) -> tuple[DataSection, ...]:
+        """All of its data that the recipe knows."""
+        return () if self.data is None else (self.data, *self.also)
 
 
 class ParticipationSection(_Section):
@@ -92,11 +98,16 @@ class ParticipationSection(_Section):
     Attributes:
         fraction: share of the clients that are asked in a round.
         minimum: fewest usable updates that a round needs.
+        deadline: seconds after which a round closes with whoever has answered (across a network; in one process
+            everybody is waited for).
+        attempts: how many times clients are asked before a round with too few usable updates ends the run.
         norm_bound: an update whose norm is more than so many times the round's median is left out; 0 for no bound.
     """
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     minimum: Positive = 1
+    deadline: Annotated[float, Field(gt=0)] = 3600.0
+    attempts: Positive = 3
     norm_bound: Annotated[float, Field(ge=0)] = 10.0
 
 

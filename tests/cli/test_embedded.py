@@ -7,7 +7,7 @@ import torch
 
 from fedsrd import recipe as recipes
 from fedsrd.data.prompt import format_prompt
-from fedsrd.federation import local
+from fedsrd.federation import local, setup
 from fedsrd.federation.runfolder import RunFolder
 
 SHORT = ["rounds=1", "training.steps=1", "training.batch_size=2", "training.max_length=64", "evaluation.examples=2"]
@@ -32,7 +32,7 @@ def test_four_specialists_train_one_real_model(tmp_path):
     from transformers import AutoTokenizer
 
     out = RunFolder(tmp_path / "run")
-    prepared = local.prepare(recipes.load(None, SHORT), out, resume=False, observer=Silent())
+    prepared = setup.prepare(recipes.load(None, SHORT), out, resume=False, observer=Silent())
     assert prepared.table.elements == 4_884_480
     assert len(prepared.table.modules) == 210
     summary = local.run(prepared, Silent())

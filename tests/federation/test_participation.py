@@ -16,7 +16,7 @@ from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation import snapshot
 from fedsrd.federation.ledger import Ledger
 from fedsrd.federation.messages import Broadcast, Failure, Sync
-from fedsrd.federation.sampling import sample
+from fedsrd.federation.sampling import choose, share
 
 EVERY = pytest.mark.parametrize("name", methods.names())
 
@@ -232,15 +232,16 @@ def test_a_round_with_too_few_usable_updates_leaves_the_state_as_it_was():
 @given(st.integers(1, 50), st.floats(0.01, 1.0), st.integers(1, 50), st.integers(0, 2**32), st.integers(1, 99))
 def test_a_sample_has_the_share_that_was_asked_for(count, fraction, minimum, seed, number):
     names = [f"c{place}" for place in range(count)]
-    found = sample(names, fraction, minimum, seed, number)
+    wanted = share(count, fraction, minimum)
+    found = choose(names, wanted, seed, number)
     assert found == sorted(set(found), key=names.index)
-    assert len(found) == min(max(round(fraction * count), minimum, 1), count)
-    assert found == sample(names, fraction, minimum, seed, number)
+    assert len(found) == wanted == min(max(round(fraction * count), minimum, 1), count)
+    assert found == choose(names, wanted, seed, number)
 
 
 def test_everybody_is_asked_about_equally_often():
     names = [f"c{place}" for place in range(10)]
-    asked = [name for number in range(1, 401) for name in sample(names, 0.2, 1, 7, number)]
+    asked = [name for number in range(1, 401) for name in choose(names, share(10, 0.2, 1), 7, number)]
     counts = [asked.count(name) for name in names]
     assert sum(counts) == 800
     assert min(counts) > 50

@@ -17,7 +17,7 @@ import torch
 from fedsrd import recipe as recipes
 from fedsrd.core.factors import digest
 from fedsrd.errors import DataError, FederationError, FedSRDError, ModelError, RunFolderError
-from fedsrd.federation import local, session
+from fedsrd.federation import local, session, setup
 from fedsrd.federation.runfolder import RunFolder, write_atomically
 
 
@@ -42,7 +42,7 @@ class Quiet:
 
 def run(tree, path, *, resume=False, **options):
     observer = Quiet()
-    prepared = local.prepare(recipes.parse(tree), RunFolder(path), resume=resume, observer=observer)
+    prepared = setup.prepare(recipes.parse(tree), RunFolder(path), resume=resume, observer=observer)
     return local.run(prepared, observer, **options), observer
 
 
@@ -253,7 +253,7 @@ def test_whatever_a_method_ends_in_peft_loads_and_it_scores_what_the_run_says(na
     for adapter in folder.adapters():
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter).eval()
         recipe = folder.stored_recipe()
-        prepared = session.Session(recipe, local.check(recipe, Quiet(), session.Assets())[1], Quiet(), session.Assets())
+        prepared = session.Session(recipe, setup.check(recipe, Quiet(), session.Assets())[1], Quiet(), session.Assets())
         total, tokens = 0.0, 0
         with torch.inference_mode():
             for example in prepared._tests["left"]:
@@ -295,7 +295,7 @@ def test_when_every_client_diverges_the_run_ends_with_the_state_kept(tiny_recipe
 
     monkeypatch.setattr(sft.LocalTrainer, "train", diverge)
     observer = Quiet()
-    prepared = local.prepare(recipes.parse(tiny_recipe), RunFolder(tmp_path / "run"), resume=False, observer=observer)
+    prepared = setup.prepare(recipes.parse(tiny_recipe), RunFolder(tmp_path / "run"), resume=False, observer=observer)
     with pytest.raises(FederationError, match="round 2: no client sent a usable update"):
         local.run(prepared, observer)
     assert "left is left out" in observer.warned[0]
@@ -359,7 +359,7 @@ def test_it_continues_with_the_same_bytes_and_byte_counts(name, stop, crowd, tmp
             if record["round"] == stop:
                 raise KeyboardInterrupt
 
-    prepared = local.prepare(recipes.parse(crowd), RunFolder(tmp_path / "run"), resume=False, observer=Stops())
+    prepared = setup.prepare(recipes.parse(crowd), RunFolder(tmp_path / "run"), resume=False, observer=Stops())
     with pytest.raises(KeyboardInterrupt):
         local.run(prepared, Stops())
     resumed, _ = run(crowd, tmp_path / "run", resume=True)

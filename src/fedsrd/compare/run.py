@@ -13,7 +13,7 @@ from typing import Protocol
 from fedsrd.compare.plan import Comparison, Run
 from fedsrd.compare.results import FAILED, chosen
 from fedsrd.errors import FedSRDError, RunFolderError
-from fedsrd.federation import local
+from fedsrd.federation import local, setup
 from fedsrd.federation.runfolder import RunFolder, write_atomically
 from fedsrd.federation.session import Assets, Observer
 
@@ -67,7 +67,7 @@ def run(comparison: Comparison, out: Path, watcher: Watcher, *, resume: bool) ->
     assets = Assets()
     watcher.say("Checking every variant")
     for one in comparison.each():
-        local.check(one.recipe, watcher, assets)
+        setup.check(one.recipe, watcher, assets)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / FILE, comparison.to_toml().encode())
     began = time.time()
@@ -111,7 +111,7 @@ def _one(comparison: Comparison, one: Run, folder: RunFolder, out: Path, watcher
     failure.unlink(missing_ok=True)
     try:
         resume = folder.recipe_file.is_file()
-        prepared = local.prepare(one.recipe, folder, resume=resume, observer=watcher, assets=assets)
+        prepared = setup.prepare(one.recipe, folder, resume=resume, observer=watcher, assets=assets)
         local.run(prepared, watcher, assets=assets)
     except Exception as error:  # one run's bug or bad luck must not cost the others
         reason = str(error) if isinstance(error, FedSRDError) else traceback.format_exc()

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fedsrd.core.factors import ShapeTable
-from fedsrd.federation.server import Closed, Counts
+from fedsrd.federation.rounds import Round
+from fedsrd.federation.server import Counts
 from fedsrd.recipe import Recipe
 
 Record = dict[str, Any]
@@ -49,14 +50,9 @@ def start_record(start_bytes: int, clients: Sequence[str], state_digest: str, qu
     }
 
 
-def round_record(
-    closed: Closed,
-    bytes_down: Mapping[str, int],
-    table: ShapeTable,
-    seconds: Mapping[str, float],
-    quality: Mapping[str, Any],
-) -> Record:
+def round_record(done: Round, table: ShapeTable, seconds: Mapping[str, float], quality: Mapping[str, Any]) -> Record:
     """One round's object in rounds.jsonl. Bytes are lengths of real payloads; seconds are summed over clients."""
+    closed = done.closed
     losses = {update.client: round(update.loss, 6) for update in closed.accepted}
     moved = sorted({slot.factor for slot in closed.downlink})
     return {
@@ -64,7 +60,7 @@ def round_record(
         "digest": closed.broadcast.digest,
         "factor_down": "".join(reversed(moved)),
         "bytes_up": {update.client: len(update.payload) for update in closed.accepted},
-        "bytes_down": dict(bytes_down),
+        "bytes_down": done.bytes_down,
         "density_up": density(closed.uplinks, table),
         "density_up_by_layer": density(closed.uplinks, table, layer_of),
         "density_down": density([closed.downlink], table),
@@ -72,6 +68,7 @@ def round_record(
         "train_loss": sum(losses.values()) / len(losses),
         "train_loss_by_client": losses,
         "rejected": {failure.client: failure.reason for failure in closed.rejected},
+        "attempts": done.attempts,
         **quality,
     }
 

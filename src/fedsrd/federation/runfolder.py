@@ -48,7 +48,8 @@ class Checkpoint:
         server: what the method keeps at the server.
         clients: what it keeps at each client.
         missed: broadcasts that a client still lacks.
-        known: the version that each client holds; empty where all hold this one.
+        known: the version that each client holds.
+        federation: by which clients across a network tell this run from others.
     """
 
     factors: Factors
@@ -58,6 +59,7 @@ class Checkpoint:
     clients: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     missed: tuple[Broadcast, ...] = ()
     known: Mapping[str, int] = field(default_factory=dict)
+    federation: str = ""
 
     @property
     def digest(self) -> str:
@@ -77,7 +79,7 @@ class Checkpoint:
     def notes(self) -> str:
         """What of it is no tensor, as JSON."""
         about = [[b.round, b.version, b.digest, b.clients] for b in self.missed]
-        return json.dumps({"missed": about, "known": dict(self.known)})
+        return json.dumps({"missed": about, "known": dict(self.known), "federation": self.federation})
 
     @classmethod
     def read(cls, factors: Factors, version: int, extras: Mapping[str, Tensor], notes: str = "{}") -> "Checkpoint":
@@ -98,7 +100,9 @@ class Checkpoint:
             for number, led_to, found, count in said.get("missed", [])
         )
         base = {name: parts["base"][name] for name in order}
-        return cls(factors, version, base, parts["server"], clients, missed, said.get("known", {}))
+        return cls(
+            factors, version, base, parts["server"], clients, missed, said.get("known", {}), said.get("federation", "")
+        )
 
 
 class RunFolder:

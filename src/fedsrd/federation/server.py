@@ -24,6 +24,18 @@ LOST = -1
 """The version of a client whose replica is not what it was taken for."""
 
 
+class TooFewError(FederationError):
+    """A round cannot close: fewer usable updates than the minimum.
+
+    Attributes:
+        rejected: who sent none, and why.
+    """
+
+    def __init__(self, message: str, rejected: Sequence[Failure]) -> None:
+        super().__init__(message)
+        self.rejected = list(rejected)
+
+
 @dataclass(frozen=True, slots=True)
 class Closed:
     """A closed round.
@@ -54,6 +66,7 @@ class Server:
         memory: what the method keeps at the server between rounds.
         version: how many rounds they hold.
         ledger: what clients have missed.
+        roster: the clients that the recipe names, in its order.
     """
 
     def __init__(
@@ -69,6 +82,8 @@ class Server:
         norm_bound: float | None = None,
     ) -> None:
         self.ledger = Ledger()
+        self.roster = list(ranks or {})
+        self._digest: str | None = None
         self._minimum = minimum
         self._norm_bound = norm_bound
         self._snapshot: Snapshot | None = None
@@ -89,11 +104,14 @@ class Server:
         """Continues from a checkpoint."""
         self.factors, self.version = dict(factors), version
         self.base, self.memory = dict(base or {}), dict(memory or {})
+        self._digest = None
 
     @property
     def digest(self) -> str:
-        """Of the replicated state: what every client must hold."""
-        return digest(self.factors, self.base)
+        """Of the replicated state: what every client must hold. Computed once a version."""
+        if self._digest is None:
+            self._digest = digest(self.factors, self.base)
+        return self._digest
 
     def model(self) -> Factors:
         """The factors to use and to evaluate."""
@@ -131,7 +149,11 @@ class Server:
 
     def delivered(self, client: str) -> None:
         """The client holds the newest version."""
-        self.ledger.known[client] = self.version
+        self.holds(client, self.version)
+
+    def holds(self, client: str, version: int) -> None:
+        """The client says that it holds this version; one that is not of this run (yet) is as good as none."""
+        self.ledger.known[client] = version if 0 <= version <= self.version else LOST
         self.ledger.prune(4 * self._table.elements)
 
     def forget(self, client: str) -> None:
@@ -144,7 +166,8 @@ class Server:
         An update that is damaged, of another round or version, or not finite is left out of the round and named.
 
         Raises:
-            FederationError: no update is usable, or the aggregate is not finite. The state stays as it was.
+            TooFewError: fewer updates than the minimum are usable.
+            FederationError: the aggregate is not finite. The state stays as it was.
         """
         round_number = self.version + 1
         began = time.perf_counter()
@@ -171,7 +194,7 @@ class Server:
             if len(accepted) < self._minimum:
                 reasons = "; ".join(f"{failure.client}: {failure.reason}" for failure in rejected) or "nobody answered"
                 few = f"{len(accepted)} of at least {self._minimum} clients" if accepted else "no client"
-                raise FederationError(f"round {round_number}: {few} sent a usable update ({reasons})")
+                raise TooFewError(f"round {round_number}: {few} sent a usable update ({reasons})", rejected)
             decoded = time.perf_counter()
             ranks = [self._ranks.get(update.client) for update in accepted]
             step = ServerStep(round_number, self._seed, ranks, dict(self.memory))
@@ -192,7 +215,7 @@ class Server:
         plain = Step(round_number, self._seed)
         base = add_base(self.base, self._method.base_change(self.factors, downlink, plain))
         self.factors = self._method.apply(self.factors, downlink, plain)
-        self.base, self.memory, self.version = base, step.memory, round_number
+        self.base, self.memory, self.version, self._digest = base, step.memory, round_number, None
         seconds = {
             "decode": decoded - began,
             "server": aggregated - decoded,

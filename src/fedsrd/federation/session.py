@@ -54,7 +54,7 @@ class Session:
         self._assets = assets
         # Data first: a client without examples must show before weights are read.
         train = {
-            entry.name: [e for data in (entry.data, *entry.also) for e in self._examples(data, entry.name)]
+            entry.name: [e for data in entry.sections for e in self._examples(data, entry.name)]
             for entry in recipe.clients
         }
         tests = {
@@ -62,26 +62,29 @@ class Session:
             for entry in recipe.evaluation.sets
         }
 
-        def load() -> AdaptedModel:
-            observer.say(f"Loading {recipe.model.id}")
-            return AdaptedModel.load(
-                recipe.model.id,
-                lora,
-                revision=recipe.model.revision,
-                dtype=recipe.model.dtype,
-                device=recipe.model.device,
-                gradient_checkpointing=recipe.model.gradient_checkpointing,
-                say=observer.say,
-            )
-
-        self.adapted: AdaptedModel = assets.get(load, "model", recipe.model, recipe.lora)
+        self.adapted: AdaptedModel = assets.get(self._load, "model", recipe.model, recipe.lora)
         self._train = {
             entry.name: assets.get(
-                lambda name=entry.name: self._encoded(train[name]), "encoded", entry.data, entry.also, *self._prompt
+                lambda name=entry.name: self._encoded(train[name]), "encoded", entry.sections, *self._prompt
             )
             for entry in recipe.clients
         }
         self._tests = {name: self._encoded(examples) for name, examples in tests.items()}
+
+    def _load(self) -> Any:
+        from fedsrd.training.models import AdaptedModel
+
+        model = self.recipe.model
+        self.observer.say(f"Loading {model.id}")
+        return AdaptedModel.load(
+            model.id,
+            self._lora,
+            revision=model.revision,
+            dtype=model.dtype,
+            device=model.device,
+            gradient_checkpointing=model.gradient_checkpointing,
+            say=self.observer.say,
+        )
 
     def trainers(self, pool: str | None = None) -> dict[str, Any]:
         """One trainer a client by name, in the recipe's order, all with the same model.

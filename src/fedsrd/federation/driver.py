@@ -1,0 +1,128 @@
+"""A run from its first round, or from where it stopped, to its last: rounds, records and what is on the disk."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedsrd import methods
+from fedsrd.core.factors import Factors, ShapeTable
+from fedsrd.federation.records import Record, round_record, start_record, summarise
+from fedsrd.federation.rounds import Rounds
+from fedsrd.federation.runfolder import Checkpoint, RunFolder
+from fedsrd.federation.server import Server
+from fedsrd.federation.session import Observer
+from fedsrd.federation.setup import environment
+from fedsrd.recipe import Recipe
+
+Memories = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """One run.
+
+    Attributes:
+        recipe: what is run.
+        folder: where it is kept.
+        table: the adapter's shapes.
+        method: the recipe's.
+        rounds: who is asked and what is closed.
+        observer: who is told.
+        quality: what the record of the server's present version says of quality ("eval", and more).
+        memories: what the method keeps at the clients, where their state lives here.
+        federation: the name by which clients tell this run from others; "" where they live here.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    table: ShapeTable
+    method: methods.Method
+    rounds: Rounds
+    observer: Observer
+    quality: Callable[[], Mapping[str, Any]]
+    memories: Callable[[], Memories] = dict
+    federation: str = ""
+
+    @property
+    def server(self) -> Server:
+        """Of the rounds."""
+        return self.rounds.server
+
+    def begin(self, adapter_config: str, names: list[str], start_bytes: int) -> list[Record]:
+        """Makes the folder of a new run; gives its records, round 0."""
+        self.folder.create(self.recipe, environment())
+        if self._one_adapter:
+            self.folder.write_adapter_config(adapter_config)
+        records = [start_record(start_bytes, names, self.server.digest, self.quality())]
+        self._commit(records)
+        return records
+
+    def restore(self, checkpoint: Checkpoint, records: list[Record]) -> None:
+        """Takes the state of the last complete round. A crash may have left the adapter one round behind it."""
+        self.server.restore(checkpoint.factors, checkpoint.version, checkpoint.base, checkpoint.server)
+        self.server.ledger.restore(checkpoint.missed, checkpoint.known)
+        self.folder.commit(checkpoint, records, self._adapter())
+        self.observer.say(f"Continuing after round {checkpoint.version} of {self.recipe.rounds}")
+        stored, now = self.folder.stored_recipe().environment, environment()
+        changed = [f"{name} {was} -> {now[name]}" for name, was in stored.items() if now.get(name, was) != was]
+        if changed:
+            self.observer.warn(
+                f"the run began with other versions ({', '.join(changed)}): its bytes may differ from one that did "
+                "not stop"
+            )
+
+    def run(self, records: list[Record], *, keep_payloads: bool = False) -> None:
+        """Runs to the last round and settles; every complete round is on the disk. Appends to `records`.
+
+        Raises:
+            FederationError: as `Rounds`, or the disk is full. The last complete round is kept.
+        """
+        for record in records:
+            self.observer.round_done(record)
+        while self.server.version < self.recipe.rounds:
+            done = self.rounds.one_round()
+            began = time.perf_counter()
+            quality = self.quality()
+            seconds = done.seconds | {"evaluate": time.perf_counter() - began}
+            records.append(round_record(done, self.table, seconds, quality))
+            if keep_payloads:
+                uplinks = {update.client: update.payload for update in done.closed.accepted}
+                self.folder.keep_payloads(self.server.version, uplinks, done.closed.broadcast.payload)
+            self._commit(records)
+            self.observer.round_done(records[-1])
+        sent = {name: size for name, size in self.rounds.settle().items() if size}
+        if sent:
+            down = records[-1]["bytes_down"]
+            down.update({name: down.get(name, 0) + size for name, size in sent.items()})
+            self._commit(records)
+
+    def summarise(self, records: list[Record]) -> Record:
+        """Writes summary.json and gives its content."""
+        summary = summarise(self.recipe, self.table, records)
+        self.folder.write_summary(summary)
+        return summary
+
+    @property
+    def _one_adapter(self) -> bool:
+        return not self.method.personal and not self.method.changes_base
+
+    def _adapter(self) -> Factors | None:
+        """The factors of the one adapter, None where there is none that says all."""
+        return self.server.model() if self._one_adapter else None
+
+    def _commit(self, records: list[Record]) -> None:
+        server = self.server
+        checkpoint = Checkpoint(
+            server.factors,
+            server.version,
+            server.base,
+            server.memory,
+            self.memories(),
+            server.ledger.contents(),
+            server.ledger.known,
+            self.federation,
+        )
+        self.folder.commit(checkpoint, records, self._adapter())
