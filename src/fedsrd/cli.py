@@ -66,6 +66,7 @@ def run(
 
     from fedsrd import recipe as recipes
     from fedsrd.federation.runfolder import RunFolder
+    from fedsrd.report.terminal import now
 
     console = Console()
     if resume and out is None:
@@ -74,7 +75,7 @@ def run(
     folder = RunFolder(out) if out is not None else None
     chosen = folder.stored_recipe() if own and folder is not None else recipes.load(recipe, overrides or [])
     if folder is None:
-        folder = RunFolder(Path("runs") / f"{chosen.name}-{_now()}")
+        folder = RunFolder(Path("runs") / f"{chosen.name}-{now()}")
     console.print(
         f"[bold]{chosen.method['name']}[/bold]: {len(chosen.clients)} clients, {chosen.rounds} rounds, "
         f"{chosen.model.id}; into {folder.path}",
@@ -133,6 +134,7 @@ def compare(
 
     _import(plugins)
     from fedsrd.compare import plan
+    from fedsrd.report.terminal import now
 
     if resume and out is None:
         _fail("--resume: which comparison? Name its folder with --out", 2)
@@ -146,7 +148,7 @@ def compare(
         rates=None if rates is None else [_number(r, float, "--learning-rates", "2e-4,5e-4") for r in _listed(rates)],
         overrides=overrides or [],
     )
-    folder = out or Path("comparisons") / f"{comparison.name}-{_now()}"
+    folder = out or Path("comparisons") / f"{comparison.name}-{now()}"
     console = Console()
     try:
         _compare(console, comparison, folder, resume)
@@ -294,12 +296,6 @@ def _number(text: str, kind: Any, option: str, example: str) -> Any:
         return kind(text)
     except ValueError:
         return _fail(f"{option}: {text!r} is not a number; expected such as {example}", 2)
-
-
-def _now() -> str:
-    import time
-
-    return time.strftime("%Y%m%d-%H%M%S")
 
 
 def _fail(message: str, code: int) -> Any:

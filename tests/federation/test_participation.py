@@ -269,3 +269,20 @@ def test_the_ledger_gives_a_whole_chain_or_nothing(moves, limit):
 def test_failures_are_not_lost_by_default():
     assert not Failure("c", 1, "x").lost
     assert json.dumps(dataclasses.asdict(Failure("c", 1, "x")))
+
+
+def test_an_update_whose_scores_overflow_is_a_failure_with_its_reason():
+    federation = Federation(build("fedsrd"), keys=(1, 2))
+    wild = federation.trainers["c1"]
+    train = wild.train
+
+    def diverge(start, number, trained, on_step, **more):
+        found = train(start, number, trained, on_step, **more)
+        found.factors = {name: LoraPair(pair.B + 3e38, pair.A * 1e30) for name, pair in found.factors.items()}
+        return found
+
+    wild.train = diverge
+    closed = federation.round()
+    assert [failure.client for failure in closed.rejected] == ["c1"]
+    assert "NaN or infinity" in closed.rejected[0].reason
+    settle(federation)

@@ -9,7 +9,8 @@ from toy import TABLE, Federation, apart, build, moved, product
 from fedsrd import methods, wire
 from fedsrd.core.factors import ModuleShape, ShapeTable, Slot, digest, initial_factors
 from fedsrd.errors import FederationError, RecipeError
-from fedsrd.federation.runfolder import Checkpoint, RunFolder
+from fedsrd.federation.checkpoint import Checkpoint
+from fedsrd.federation.runfolder import RunFolder
 from fedsrd.methods import ClientStep, ServerStep, Step
 from fedsrd.wire.payload import Kind, decode_delta, encode_delta, is_finite
 

@@ -14,7 +14,8 @@ from fedsrd.compare.plan import Comparison, Run
 from fedsrd.compare.results import FAILED, chosen
 from fedsrd.errors import FedSRDError, RunFolderError
 from fedsrd.federation import local, setup
-from fedsrd.federation.runfolder import RunFolder, write_atomically
+from fedsrd.federation.files import write_atomically
+from fedsrd.federation.runfolder import RunFolder
 from fedsrd.federation.session import Assets, Observer
 
 FILE = "comparison.toml"

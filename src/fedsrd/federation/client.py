@@ -67,6 +67,7 @@ class Client:
         factors: its replica of the global factors.
         base: its replica of the change of the frozen weights; empty for most methods.
         memory: what the method keeps at this client between rounds.
+        pending: the memory after the last training, which counts when its round does.
         version: the replica's version, the number of rounds that it holds.
     """
 
@@ -85,7 +86,7 @@ class Client:
         self.base: dict[str, Tensor] = {}
         self.memory: dict[str, Tensor] = {}
         self.version = -1
-        self._pending: dict[str, Tensor] = {}
+        self.pending: dict[str, Tensor] = {}
         self._rank = rank
         self._table = table
         self._method = method
@@ -104,12 +105,18 @@ class Client:
         self._replace(factors, {}, 0, message.digest)
 
     def restore(
-        self, factors: Factors, version: int, base: Base | None = None, memory: Mapping[str, Tensor] | None = None
+        self,
+        factors: Factors,
+        version: int,
+        base: Base | None = None,
+        memory: Mapping[str, Tensor] | None = None,
+        pending: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Takes a copy of a checkpoint's state as the replica, and its own memory."""
+        """Takes a copy of a checkpoint's state as the replica, and its own memory (`pending`: the same, if None)."""
         self.factors = {name: LoraPair(pair.B.clone(), pair.A.clone()) for name, pair in factors.items()}
         self.base = {name: tensor.clone() for name, tensor in (base or {}).items()}
-        self.memory = self._pending = dict(memory or {})
+        self.memory = dict(memory or {})
+        self.pending = self.memory if pending is None else dict(pending)
         self.version = version
 
     @property
@@ -174,7 +181,10 @@ class Client:
         # A NaN or infinity would spoil every client's model; nothing of it leaves this one.
         if not all(bool(torch.isfinite(tensor).all()) for _, tensor in slots(trained.factors)):
             return Failure(self.name, task.round, "training gave NaN or infinite parameters (learning rate too high?)")
-        delta = self._method.client_update(before, trained.factors, step)
+        try:
+            delta = self._method.client_update(before, trained.factors, step)
+        except ValueError as error:
+            return Failure(self.name, task.round, f"no update can be made of the training's result: {error}")
         sparsified = time.perf_counter()
         rounding = rng.integer(self._seed, "rounding", task.round, self.name)
         try:
@@ -189,7 +199,7 @@ class Client:
             "encode": time.perf_counter() - sparsified,
         }
         # The memory counts when the round does.
-        self._pending = step.memory
+        self.pending = step.memory
         return Update(self.name, task.round, self._trainer.count, payload, trained.loss, seconds)
 
     def apply(self, message: Broadcast) -> str:
@@ -212,7 +222,7 @@ class Client:
         base = add_base(self.base, self._method.base_change(self.factors, delta, step))
         found = self._replace(factors, base, message.version, message.digest)
         # Also where this client sat out: then nothing is pending but what it holds.
-        self.memory = self._pending
+        self.memory = self.pending
         return found
 
     def _step(self, round_number: int) -> ClientStep:

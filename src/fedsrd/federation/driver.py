@@ -9,9 +9,10 @@ import torch
 
 from fedsrd import methods
 from fedsrd.core.factors import Factors, ShapeTable
+from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.records import Record, round_record, start_record, summarise
 from fedsrd.federation.rounds import Rounds
-from fedsrd.federation.runfolder import Checkpoint, RunFolder
+from fedsrd.federation.runfolder import RunFolder
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Observer
 from fedsrd.federation.setup import environment

@@ -76,12 +76,13 @@ def round_record(done: Round, table: ShapeTable, seconds: Mapping[str, float], q
 def summarise(recipe: Recipe, table: ShapeTable, records: Sequence[Record]) -> Record:
     """The content of summary.json.
 
-    Ratios compare all bytes, up and down, with sending every LoRA parameter both ways to every client in every round.
+    Ratios compare all bytes, up and down, with sending every LoRA parameter both ways to every client that took part in
+    a round.
     """
     up = sum(sum(record["bytes_up"].values()) for record in records)
     down = sum(sum(record["bytes_down"].values()) for record in records)
     rounds = len(records) - 1
-    values = 2 * table.elements * len(records[0]["bytes_down"]) * rounds
+    values = 2 * table.elements * sum(len(record["bytes_up"]) for record in records)
     measured = [record["eval"] for record in records if record["eval"]]
     in_domain = [entry.name for entry in recipe.evaluation.sets if entry.in_domain]
     outside = [entry.name for entry in recipe.evaluation.sets if not entry.in_domain]
@@ -102,7 +103,7 @@ def summarise(recipe: Recipe, table: ShapeTable, records: Sequence[Record]) -> R
         "method": recipe.method["name"],
         "seed": recipe.seed,
         "rounds": rounds,
-        "clients": len(records[0]["bytes_down"]),
+        "clients": len({name for record in records for name in (*record["bytes_down"], *record["bytes_up"])}),
         "parameters": table.elements,
         "bytes_up": up,
         "bytes_down": down,

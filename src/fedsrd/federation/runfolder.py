@@ -15,18 +15,16 @@ ahead after a crash; opening the folder drops what is ahead.
 import contextlib
 import errno
 import json
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from torch import Tensor
 
-from fedsrd.core.factors import Factors, ShapeTable, digest
+from fedsrd.core.factors import Factors, ShapeTable
 from fedsrd.errors import FederationError, RecipeError, RunFolderError
-from fedsrd.federation.messages import Broadcast
+from fedsrd.federation.checkpoint import Checkpoint
+from fedsrd.federation.files import plain, write_atomically
 from fedsrd.recipe import Recipe, load
 
 try:
@@ -35,74 +33,6 @@ except ImportError:  # not on Windows: there, two runs in one folder are the use
     fcntl = None  # type: ignore[assignment]
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """All that a run continues from.
-
-    Attributes:
-        factors: the global factors.
-        version: how many rounds they hold.
-        base: the change of the frozen weights.
-        server: what the method keeps at the server.
-        clients: what it keeps at each client.
-        missed: broadcasts that a client still lacks.
-        known: the version that each client holds.
-        federation: by which clients across a network tell this run from others.
-    """
-
-    factors: Factors
-    version: int
-    base: Mapping[str, Tensor] = field(default_factory=dict)
-    server: Mapping[str, Tensor] = field(default_factory=dict)
-    clients: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    missed: tuple[Broadcast, ...] = ()
-    known: Mapping[str, int] = field(default_factory=dict)
-    federation: str = ""
-
-    @property
-    def digest(self) -> str:
-        """Of the replicated state."""
-        return digest(self.factors, self.base)
-
-    def extras(self) -> dict[str, Tensor]:
-        """Everything but the factors, by names that no factor has."""
-        found = {f"base|{name}": tensor for name, tensor in self.base.items()}
-        found |= {f"server|{name}": tensor for name, tensor in self.server.items()}
-        for client, memory in self.clients.items():
-            found |= {f"client|{client}|{name}": tensor for name, tensor in memory.items()}
-        for broadcast in self.missed:
-            found[f"missed|{broadcast.version}"] = torch.frombuffer(bytearray(broadcast.payload), dtype=torch.uint8)
-        return found
-
-    def notes(self) -> str:
-        """What of it is no tensor, as JSON."""
-        about = [[b.round, b.version, b.digest, b.clients] for b in self.missed]
-        return json.dumps({"missed": about, "known": dict(self.known), "federation": self.federation})
-
-    @classmethod
-    def read(cls, factors: Factors, version: int, extras: Mapping[str, Tensor], notes: str = "{}") -> "Checkpoint":
-        """The inverse of `extras` and `notes`."""
-        parts: dict[str, dict[str, Tensor]] = {"base": {}, "server": {}, "missed": {}}
-        clients: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in extras.items():
-            kind, _, name = key.partition("|")
-            if kind == "client":
-                client, _, name = name.partition("|")
-                clients.setdefault(client, {})[name] = tensor
-            else:
-                parts[kind][name] = tensor
-        order = [name for name in factors if name in parts["base"]]
-        said = json.loads(notes)
-        missed = tuple(
-            Broadcast(number, led_to, parts["missed"][str(led_to)].numpy().tobytes(), found, count)
-            for number, led_to, found, count in said.get("missed", [])
-        )
-        base = {name: parts["base"][name] for name in order}
-        return cls(
-            factors, version, base, parts["server"], clients, missed, said.get("known", {}), said.get("federation", "")
-        )
 
 
 class RunFolder:
@@ -229,26 +159,10 @@ class RunFolder:
         Raises:
             RunFolderError: the state is damaged.
         """
-        from fedsrd.training.models import factors_of_adapter
-
         if not self._state.is_file():
             return None
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self._state, framework="pt") as archive:
-                metadata = archive.metadata() or {}
-                tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118
-            extras = {key: tensors.pop(key) for key in list(tensors) if "|" in key}
-            factors = factors_of_adapter(tensors)
-            version = int(metadata["version"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise RunFolderError(f"{self._state} is damaged, the run cannot be resumed: {error}") from None
-        ordered = {name: factors[name] for name in json.loads(metadata["modules"])}
-        checkpoint = Checkpoint.read(ordered, version, extras, metadata.get("notes", "{}"))
-        if checkpoint.digest != metadata["digest"]:
-            raise RunFolderError(f"{self._state} is damaged: its digest is not {metadata['digest'][:12]}")
-        return checkpoint, self._records(version)
+        checkpoint = Checkpoint.load(self._state, "the run cannot be resumed")
+        return checkpoint, self._records(checkpoint.version)
 
     def commit(self, checkpoint: Checkpoint, records: list[Record], model: Factors | None) -> None:
         """Makes a checkpoint the last complete round: rounds.jsonl, then the state, then the adapter.
@@ -265,21 +179,14 @@ class RunFolder:
 
         from fedsrd.training.models import adapter_tensors
 
-        tensors = adapter_tensors(checkpoint.factors)
-        metadata = {
-            "version": str(checkpoint.version),
-            "digest": checkpoint.digest,
-            "modules": json.dumps(list(checkpoint.factors)),
-            "notes": checkpoint.notes(),
-        }
         with self._disk(f"round {checkpoint.version}"):
             lines = "".join(json.dumps(record) + "\n" for record in records)
             write_atomically(self._rounds, lines.encode())
-            write_atomically(self._state, save(_plain({**tensors, **checkpoint.extras()}), metadata=metadata))
+            write_atomically(self._state, checkpoint.to_bytes())
             if model is not None:
                 write_atomically(
                     self.adapter / "adapter_model.safetensors",
-                    save(_plain(adapter_tensors(model)), metadata={"format": "pt"}),
+                    save(plain(adapter_tensors(model)), metadata={"format": "pt"}),
                 )
 
     def write_adapter_config(self, text: str) -> None:
@@ -296,7 +203,7 @@ class RunFolder:
         with self._disk(f"the adapter {folder.name}"):
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "adapter_config.json", config.encode())
-            write_atomically(folder / "adapter_model.safetensors", save(_plain(tensors), metadata={"format": "pt"}))
+            write_atomically(folder / "adapter_model.safetensors", save(plain(tensors), metadata={"format": "pt"}))
         return folder
 
     def write_summary(self, summary: Record) -> None:
@@ -338,41 +245,3 @@ class RunFolder:
                 f"{what} could not be written to {self.path}: {reason}. The last complete round is kept; "
                 f"when this is mended, continue with: fedsrd run --resume --out {self.path}"
             ) from None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file's content as a whole: a temporary file beside it, flushed to the disk, then renamed."""
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        with scratch.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without this a power cut may undo the rename. Not every system can open a folder.
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors refuses views, and tensors that share memory.
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        whole = tensor.detach().contiguous()
-        pointer = whole.untyped_storage().data_ptr()
-        found[name] = whole.clone() if pointer in seen else whole
-        seen.add(pointer)
-    return found

@@ -50,6 +50,7 @@ class FLASC(Method):
     name = "flasc"
     summary = "largest weights down, largest changes up, Adam at the server"
     Options = FLASCOptions
+    server_model = True
     options: FLASCOptions
 
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:

@@ -81,6 +81,7 @@ class Method(ABC):
         pooled: one client gets everybody's data.
         any_rank: clients may have lower ranks than the adapter.
         changes_base: rounds change the frozen weights (`base_change`), so that factors alone do not say all.
+        server_model: the model to use (`model`) is known to the server alone.
     """
 
     name: ClassVar[str]
@@ -91,6 +92,7 @@ class Method(ABC):
     pooled: ClassVar[bool] = False
     any_rank: ClassVar[bool] = False
     changes_base: ClassVar[bool] = False
+    server_model: ClassVar[bool] = False
 
     def __init__(self, options: MethodOptions) -> None:
         self.options = options

@@ -108,6 +108,11 @@ class RunDisplay(Display):
             self.say(f"NLL {quality}")
 
 
+def now() -> str:
+    """The local time, for a folder's name."""
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
 def amount(count: float) -> str:
     """Bytes for people: B, KiB or MiB.
 

@@ -1,0 +1,247 @@
+"""Flower as the carrier of a federation's bytes: who is there, what was asked, what came back, and who is silent."""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedsrd.errors import PayloadError
+from fedsrd.federation.messages import Broadcast, Failure, Sync, TrainTask, Update
+from fedsrd.federation.server import LOST, Server
+from fedsrd.flower import notes
+
+GREETING_SECONDS = 60.0
+"""How long the first answer of a new node is waited for."""
+SLOWEST_PAUSE = 1.0
+
+
+class Watch(Protocol):
+    """Who is told what happens between the server and its clients."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """joined, refused, asked, answered, failed, silent, settled; with client, round, bytes, seconds, reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A SuperNode that has said who it is."""
+
+    id: int
+    name: str
+
+
+class FlowerEngine:
+    """Carries a server's messages over a Flower grid.
+
+    Args:
+        grid: Flower's.
+        server: whose clients these are.
+        federation: the name by which clients tell this run from others; 16 hex digits.
+        work: what the client of that name must know of the recipe.
+        deadline: seconds that a round waits for answers, and a server for its clients.
+        minimum: the fewest clients to wait for.
+        watch: who is told.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        server: Server,
+        federation: str,
+        work: Callable[[str], notes.Work],
+        *,
+        deadline: float,
+        minimum: int,
+        watch: Watch,
+    ) -> None:
+        self._grid = grid
+        self._server = server
+        self._federation = federation
+        self._work = work
+        self._deadline = deadline
+        self._minimum = minimum
+        self._watch = watch
+        self._nodes: dict[int, Node] = {}
+        self._greeted: set[int] = set()
+
+    def names(self) -> list[str]:
+        """The clients within reach, in the recipe's order. Waits until there are enough, at most for the deadline."""
+        ends = time.monotonic() + self._deadline
+        pause = 0.05
+        while True:
+            online = set(self._grid.get_node_ids())
+            for gone in self._nodes.keys() - online:
+                self._watch.event("left", client=self._nodes.pop(gone).name)
+            self._greeted &= online
+            self._greet(sorted(online - self._greeted), min(GREETING_SECONDS, max(ends - time.monotonic(), 1.0)))
+            if len(self._nodes) >= self._minimum or time.monotonic() >= ends:
+                places = {name: place for place, name in enumerate(self._server.roster)}
+                found = [node.name for node in self._nodes.values()]
+                return sorted(found, key=lambda name: (places.get(name, len(places)), name))
+            time.sleep(pause)
+            pause = min(pause * 1.5, SLOWEST_PAUSE)
+
+    def ask(self, tasks: Mapping[str, TrainTask]) -> Iterator[Update | Failure]:
+        """Sends the tasks and gives the answers as they come; who is silent at the deadline is a Failure."""
+        contents = {}
+        for name, task in tasks.items():
+            note, payload = self.task_note(name, task)
+            contents[self._id(name)] = notes.pack(note, payload)
+            self._watch.event("asked", client=name, round=task.round, bytes=task.sync.size)
+        began = time.monotonic()
+        for id, reply in self._exchange(contents, self._deadline):
+            name = self._nodes[id].name
+            task = tasks[name]
+            answer = self.read(name, task.round, reply)
+            took = round(time.monotonic() - began, 3)
+            if isinstance(answer, Update):
+                self._watch.event(
+                    "answered", client=name, round=task.round, bytes=len(answer.payload), seconds=took, loss=answer.loss
+                )
+            else:
+                kind = "silent" if reply is None else "failed"
+                self._watch.event(kind, client=name, round=task.round, reason=answer.reason, seconds=took)
+            yield answer
+
+    def task_note(self, name: str, task: TrainTask) -> tuple[notes.Task, bytes]:
+        """A task as it travels."""
+        sync, payload = notes.note_of_sync(task.sync)
+        note = notes.Task(
+            federation=self._federation,
+            name=name,
+            round=task.round,
+            version=task.version,
+            digest=task.digest,
+            reset=self._server.ledger.known.get(name) == LOST,
+            work=self._work(name),
+            sync=sync,
+        )
+        return note, payload
+
+    def read(self, name: str, round_number: int, reply: Message | None) -> Update | Failure:
+        """A reply to a task as what it says; None: there was none."""
+        if reply is None:
+            return Failure(name, round_number, f"no answer within {self._deadline:g} s")
+        if reply.has_error():
+            return Failure(name, round_number, reason_of(reply))
+        try:
+            note, payload = notes.unpack(reply.content, notes.Answer)
+        except PayloadError as error:
+            return Failure(name, round_number, str(error))
+        if note.name != name or note.round != round_number:
+            return Failure(name, round_number, f"an answer of {note.name} to round {note.round}")
+        self._server.holds(name, note.held)
+        if note.failure is not None:
+            return Failure(name, round_number, note.failure, note.lost)
+        return Update(name, note.round, note.examples, payload, note.loss, note.seconds.model_dump())
+
+    def deliver(self, broadcast: Broadcast, names: Sequence[str]) -> dict[str, str]:
+        """Nobody at once: it travels with the next message to each client."""
+        return {}
+
+    def settle(self, messages: Mapping[str, Sync]) -> dict[str, str]:
+        """Brings clients to the newest version; who is silent stays behind, and is told of."""
+        contents = {}
+        for name, sync in messages.items():
+            about, payload = notes.note_of_sync(sync)
+            reset = self._server.ledger.known.get(name) == LOST
+            note = notes.Settle(federation=self._federation, name=name, reset=reset, work=self._work(name), sync=about)
+            contents[self._id(name)] = notes.pack(note, payload)
+        found = {}
+        for id, reply in self._exchange(contents, self._deadline):
+            name = self._nodes[id].name
+            if reply is None or reply.has_error():
+                reason = "no answer" if reply is None else reason_of(reply)
+                self._watch.event("failed", client=name, reason=f"not at the last version: {reason}")
+                continue
+            try:
+                note_back, _ = notes.unpack(reply.content, notes.Settled)
+            except PayloadError as error:
+                self._watch.event("failed", client=name, reason=str(error))
+                continue
+            found[name] = note_back.digest
+            self._watch.event(
+                "settled", client=name, bytes=messages[name].size, digest=note_back.digest, reason=note_back.failure
+            )
+        return found
+
+    def _greet(self, ids: Sequence[int], patience: float) -> None:
+        if not ids:
+            return
+        greeting = notes.Greeting(federation=self._federation, names=self._server.roster)
+        for id, reply in self._exchange(dict.fromkeys(ids, notes.pack(greeting)), patience):
+            if reply is None:
+                continue  # it may be on its way; asked again next time
+            self._greeted.add(id)
+            try:
+                if reply.has_error():
+                    raise PayloadError(reason_of(reply))
+                present, _ = notes.unpack(reply.content, notes.Present)
+            except PayloadError as error:
+                self._watch.event("refused", node=id, reason=str(error))
+                continue
+            if present.name in (node.name for node in self._nodes.values()):
+                reason = f"another SuperNode is called {present.name} too; give each its own client name"
+                self._watch.event("refused", node=id, client=present.name, reason=reason)
+                self._greeted.discard(id)
+                continue
+            self._nodes[id] = Node(id, present.name)
+            self._admit(present)
+
+    def _admit(self, present: notes.Present) -> None:
+        """Takes a client at its word about what it holds, as far as the word can be checked."""
+        server = self._server
+        if present.held < 0:
+            server.ledger.known.pop(present.name, None)
+        else:
+            # An older version cannot be compared; where it is another's, the first step forward will tell.
+            differs = present.held == server.version and present.digest != server.digest
+            server.holds(present.name, LOST if differs else present.held)
+        held = server.ledger.known.get(present.name)
+        self._watch.event("joined", client=present.name, held=present.held, resync=held == LOST)
+
+    def _id(self, name: str) -> int:
+        return next(node.id for node in self._nodes.values() if node.name == name)
+
+    def _exchange(self, contents: Mapping[int, Any], deadline: float) -> Iterator[tuple[int, Message | None]]:
+        """Sends one message to each node; gives the replies as they come, and None for each that came to nothing.
+
+        A reply belongs to the message that it answers: a node's failure may be told by another node. Messages live as
+        long as the deadline, so that a late answer is nobody's.
+        """
+        waiting: dict[str, int] = {}
+        for id, content in contents.items():
+            message = Message(content, id, "train", ttl=deadline)
+            pushed = list(self._grid.push_messages([message]))
+            if pushed and pushed[0]:
+                waiting[pushed[0]] = id
+            else:
+                yield id, None
+        ends = time.monotonic() + deadline
+        pause = 0.05
+        while waiting:
+            replies = list(self._grid.pull_messages(list(waiting)))
+            for reply in replies:
+                if reply.metadata.reply_to_message_id in waiting:
+                    yield waiting.pop(reply.metadata.reply_to_message_id), reply
+            if not waiting or time.monotonic() >= ends:
+                break
+            if not replies:
+                time.sleep(min(pause, max(ends - time.monotonic(), 0.0)))
+                pause = min(pause * 1.5, SLOWEST_PAUSE)
+        for id in waiting.values():
+            yield id, None
+
+
+def reason_of(reply: Message) -> str:
+    """What an error reply says, without Python's wrapping."""
+    reason = reply.error.reason or f"Flower's error {reply.error.code}"
+    match = re.fullmatch(r"<class '(?P<kind>[\w.]+)'>:<'(?P<text>.*)'>", reason, re.DOTALL)
+    if match is None:
+        return reason
+    ours = match["kind"].startswith("fedsrd.")
+    return match["text"] if ours else f"{match['kind'].rpartition('.')[2]}: {match['text']}"

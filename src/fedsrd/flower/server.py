@@ -1,0 +1,206 @@
+"""A run whose clients are SuperNodes: the recipe's server, its folder, and Flower as the engine."""
+
+import secrets
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+from rich.console import Console
+
+from fedsrd import plugins
+from fedsrd import recipe as recipes
+from fedsrd.errors import RecipeError
+from fedsrd.federation.driver import Driver
+from fedsrd.federation.records import Record
+from fedsrd.federation.rounds import Rounds
+from fedsrd.federation.runfolder import RunFolder
+from fedsrd.federation.session import EMBEDDED, Assets, Session
+from fedsrd.federation.setup import Prepared, check, method_of, server_of
+from fedsrd.flower.engine import FlowerEngine
+from fedsrd.flower.log import Log
+from fedsrd.flower.notes import Work
+from fedsrd.methods import Method
+from fedsrd.recipe import Recipe
+from fedsrd.report import terminal
+from fedsrd.report.board import Board
+
+WIDTH = 100
+"""Columns, where the output is no terminal but Flower's log."""
+
+
+def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None) -> Record:
+    """Runs (or continues) the federation that the run config describes; gives its summary.
+
+    Args:
+        grid: Flower's.
+        config: `recipe` (a path; empty: the embedded default), `set` (changes of the recipe, with semicolons between),
+            `out` (the run's folder; empty: runs/NAME-DATE-TIME), `resume`, `keep-payloads`, `import` (a file or module
+            with methods).
+        console: where to show it; None for the standard output.
+
+    Raises:
+        FedSRDError: what is wrong with the recipe, the folder or the run, and what to do.
+    """
+    console = console or Console(width=None if Console().is_terminal else WIDTH)
+    if config.get("import"):
+        plugins.load(str(config["import"]))
+    resume = bool(config.get("resume", False))
+    recipe, folder = _chosen(config, resume)
+    console.print(
+        f"[bold]{recipe.method['name']}[/bold] on Flower: {len(recipe.clients)} clients in the recipe, "
+        f"{recipe.rounds} rounds, {recipe.model.id}; into {folder.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    with Board(console, recipe.rounds) as board:
+        board.say("Checking folder, data and model")
+        folder.check_resumable(recipe) if resume else folder.check_new()
+        prepared = Prepared(recipe, folder, *check(_without_private_data(recipe), board, Assets()))
+        with folder.locked():
+            summary, records = _serve(grid, recipe, prepared, _Watch(board, Log(folder.path / "log.jsonl")), config)
+    console.print(terminal.rounds_table(records))
+    if summary["final"] is not None:
+        console.print(terminal.quality_table(summary))
+    console.print(terminal.totals(summary), highlight=False, soft_wrap=True)
+    for adapter in folder.adapters():
+        console.print(f"Adapter: {adapter}", highlight=False, soft_wrap=True)
+    return summary
+
+
+class _Watch:
+    """Tells the board, and the log."""
+
+    def __init__(self, board: Board, log: Log) -> None:
+        self._board = board
+        self._log = log
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self._log.write(kind, **fields)
+        self._board.event(kind, **fields)
+
+    def say(self, text: str) -> None:
+        self._log.write("said", text=text)
+        self._board.say(text)
+
+    def warn(self, text: str) -> None:
+        self._log.write("warning", text=text)
+        self._board.warn(text)
+
+    def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
+        self._board.activity(round_number, what, done, total, detail)
+
+    def round_done(self, record: Record) -> None:
+        about = {key: record[key] for key in ("digest", "bytes_up", "bytes_down", "rejected") if key in record}
+        self._log.write("round", round=record["round"], **about)
+        self._board.round_done(record)
+
+
+def _serve(
+    grid: Grid, recipe: Recipe, prepared: Prepared, watch: _Watch, config: Mapping[str, Any]
+) -> tuple[Record, list[Record]]:
+    folder, table = prepared.folder, prepared.table
+    method = method_of(recipe.method)
+    server = server_of(recipe, table, method)
+    session = _judge(recipe, prepared, watch, method)
+    restored = folder.restore()
+    federation = restored[0].federation if restored else secrets.token_hex(8)
+
+    def quality() -> dict[str, Any]:
+        if session is None or not session.evaluates(server.version):
+            return {"eval": {}}
+        return {"eval": session.quality(server.version, server.model(), server.base)}
+
+    asked = recipe.participation
+    engine = FlowerEngine(
+        grid,
+        server,
+        federation,
+        partial(_work, recipe),
+        deadline=asked.deadline,
+        minimum=asked.minimum,
+        watch=watch,
+    )
+    driver = Driver(
+        recipe,
+        folder,
+        table,
+        method,
+        Rounds(server, engine, asked, recipe.seed, watch.warn),
+        watch,
+        quality,
+        federation=federation,
+    )
+    if restored is None:
+        records = driver.begin(_adapter_config(recipe, prepared), [], 0)
+    else:
+        checkpoint, records = restored
+        driver.restore(checkpoint, records)
+    driver.run(records, keep_payloads=bool(config.get("keep-payloads", False)))
+    if method.changes_base:
+        from fedsrd.training.models import adapter_config, merged_tensors
+
+        tensors, ranks = merged_tensors(server.model(), server.base)
+        folder.write_adapter(adapter_config(prepared.lora, recipe.model.id, recipe.model.revision, ranks), tensors)
+    return driver.summarise(records), records
+
+
+def _chosen(config: Mapping[str, Any], resume: bool) -> tuple[Recipe, RunFolder]:
+    path = str(config.get("recipe") or "")
+    overrides = [part.strip() for part in str(config.get("set") or "").split(";") if part.strip()]
+    out = str(config.get("out") or "")
+    if resume and not out:
+        raise RecipeError("resume = true: which run? Name its folder with out")
+    if resume and not path and not overrides:
+        folder = RunFolder(Path(out))
+        recipe = folder.stored_recipe()
+    else:
+        recipe = recipes.load(Path(path) if path else None, overrides)
+        folder = RunFolder(Path(out) if out else Path("runs") / f"{recipe.name}-{terminal.now()}")
+    if method_of(recipe.method).pooled:
+        raise RecipeError(
+            f"method.name = {recipe.method['name']!r} has all data in one place, so it runs in one process only: "
+            "fedsrd run"
+        )
+    return recipe, folder
+
+
+def _without_private_data(recipe: Recipe) -> Recipe:
+    """The recipe without what lies at the clients: the server cannot check it, and need not."""
+    clients = [
+        entry
+        if all(data.source.startswith(EMBEDDED) for data in entry.sections)
+        else entry.model_copy(update={"data": None})
+        for entry in recipe.clients
+    ]
+    return recipe.model_copy(update={"clients": clients})
+
+
+def _judge(recipe: Recipe, prepared: Prepared, watch: _Watch, method: Method) -> Session | None:
+    """The model and the held-out sets at the server; None where there is nothing to measure here."""
+    if not recipe.evaluation.sets:
+        return None
+    if method.personal:
+        watch.warn(f"{method.name} ends with a model at each client: quality is not measured at the server")
+        return None
+    return Session(recipe.model_copy(update={"clients": []}), prepared.lora, watch, Assets())
+
+
+def _work(recipe: Recipe, name: str) -> Work:
+    entry = next((entry for entry in recipe.clients if entry.name == name), None)
+    tables = recipe.model_dump(include={"model", "lora", "training"}, exclude_none=True)
+    return Work(
+        method=recipe.method,
+        seed=recipe.seed,
+        uplink=recipe.wire.uplink,
+        rank=None if entry is None else entry.rank,
+        recipe=tables,
+        data=[] if entry is None else list(entry.sections),
+    )
+
+
+def _adapter_config(recipe: Recipe, prepared: Prepared) -> str:
+    from fedsrd.training.models import adapter_config
+
+    return adapter_config(prepared.lora, recipe.model.id, recipe.model.revision)

@@ -1,0 +1,119 @@
+"""What a site decides for itself: its name, its data, and where its state lies. The server has no say in it."""
+
+import os
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedsrd.errors import DataError, PayloadError
+from fedsrd.federation.session import EMBEDDED
+from fedsrd.recipe import DataSection, Name
+
+KEYS = ("client", "data", "state", "import", "partition-id", "num-partitions")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One client's own settings.
+
+    Attributes:
+        name: what the server and the records call it.
+        data: its own; empty: what the recipe says, as far as that is allowed.
+        state: folder of what it keeps between rounds.
+        simulated: whether it lives in a simulation, where the recipe is the user's own.
+    """
+
+    name: str
+    data: tuple[DataSection, ...]
+    state: Path
+    simulated: bool
+
+    def sections(self, recipes: Sequence[DataSection]) -> list[DataSection]:
+        """Its data: its own setting, else the recipe's.
+
+        Raises:
+            DataError: there is neither, or the recipe's is a place on this site's disk or a hub, which a server must
+                not choose.
+        """
+        if self.data:
+            return list(self.data)
+        if not recipes:
+            raise DataError(f"client {self.name} has no data: start its SuperNode with --node-config 'data=\"PATH\"'")
+        for section in recipes:
+            if not self.simulated and not section.source.startswith(EMBEDDED):
+                raise DataError(
+                    f"client {self.name}: the server's recipe names data here ({section.source}), which only the site "
+                    "itself may; start its SuperNode with --node-config 'data=\"PATH\"'"
+                )
+        return list(recipes)
+
+
+def site_of(config: Mapping[str, Any], names: Sequence[str] = (), asked: str | None = None) -> Site:
+    """The site of a SuperNode's node config.
+
+    Args:
+        config: `client` (its name), `data` (a file or folder, or a TOML file with a [data] table, or several [[data]]),
+            `state` (a folder; default $FEDSRD_STATE, else ~/.local/state/fedsrd), `import` (a module with methods).
+            A simulation gives `partition-id` instead.
+        names: the recipe's clients; `partition-id` counts them.
+        asked: the name that a message is for, once the server knows it.
+
+    Raises:
+        DataError: a key is unknown, a name or a data file is wrong, or there is neither `client` nor `partition-id`.
+        PayloadError: the message is for somebody else.
+    """
+    simulated = "client" not in config and is_simulation()
+    unknown = [key for key in config if key not in KEYS]
+    if unknown:
+        raise DataError(f"--node-config has {unknown[0]!r}, which means nothing here; known keys: {', '.join(KEYS)}")
+    if "client" in config:
+        try:
+            name = TypeAdapter(Name).validate_python(config["client"])
+        except ValidationError:
+            raise DataError(
+                f"--node-config client={config['client']!r}: expected up to 64 letters, digits, dots, dashes and "
+                "underscores"
+            ) from None
+        if asked not in (None, name):
+            raise PayloadError(f"a message for client {asked}, but this is {name}")
+    elif asked is not None:
+        name = asked
+    elif "partition-id" in config:
+        place = int(config["partition-id"])
+        if not 0 <= place < len(names):
+            raise DataError(f"partition-id = {place}: the recipe has {len(names)} clients")
+        name = names[place]
+    else:
+        raise DataError('the SuperNode has no name: start it with --node-config \'client="NAME" data="PATH"\'')
+    default = os.environ.get("FEDSRD_STATE") or Path.home() / ".local" / "state" / "fedsrd"
+    data = config.get("data")
+    return Site(name, () if data is None else _sections(str(data)), Path(str(config.get("state", default))), simulated)
+
+
+def is_simulation() -> bool:
+    """Whether this process belongs to Flower's simulation (a Ray worker)."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _sections(source: str) -> tuple[DataSection, ...]:
+    path = Path(source).expanduser()
+    if path.suffix != ".toml":
+        return (DataSection(source=source),)
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as TOML: {error}") from None
+    found = tree.get("data")
+    try:
+        sections = [DataSection.model_validate(entry) for entry in (found if isinstance(found, list) else [found])]
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in ("data", *problem["loc"]))
+        raise DataError(f'{path}: {where}: {problem["msg"]}; expected [data] with source = "PATH"') from None
+    return tuple(sections)
