@@ -67,6 +67,7 @@ class Server:
         version: how many rounds they hold.
         ledger: what clients have missed.
         roster: the clients that the recipe names, in its order.
+        seeded: whether version 0 is the seed's start, which travels as the seed alone.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Server:
     ) -> None:
         self.ledger = Ledger()
         self.roster = list(ranks or {})
+        self.seeded = True
         self._digest: str | None = None
         self._minimum = minimum
         self._norm_bound = norm_bound
@@ -132,8 +134,9 @@ class Server:
         held = self.ledger.known.get(client)
         if held == self.version:
             return Sync()
-        first = self.start() if held is None else None
-        missed = None if held == LOST else self.ledger.since(held or 0, self.version)
+        first = self.start() if held is None and self.seeded else None
+        whole_only = held == LOST or (held is None and not self.seeded)
+        missed = None if whole_only else self.ledger.since(held or 0, self.version)
         steps = None if missed is None else Sync(first, None, missed)
         # A few small broadcasts need no comparison with a whole state, which takes long to make.
         if steps is not None and steps.size <= self._table.elements:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsrd.errors import PayloadError
@@ -89,8 +89,7 @@ class FlowerEngine:
         """Sends the tasks and gives the answers as they come; who is silent at the deadline is a Failure."""
         contents = {}
         for name, task in tasks.items():
-            note, payload = self.task_note(name, task)
-            contents[self._id(name)] = notes.pack(note, payload)
+            contents[self._id(name)] = self._content(name, task)
             self._watch.event("asked", client=name, round=task.round, bytes=task.sync.size)
         began = time.monotonic()
         for id, reply in self._exchange(contents, self._deadline):
@@ -107,8 +106,11 @@ class FlowerEngine:
                 self._watch.event(kind, client=name, round=task.round, reason=answer.reason, seconds=took)
             yield answer
 
-    def task_note(self, name: str, task: TrainTask) -> tuple[notes.Task, bytes]:
-        """A task as it travels."""
+    def message(self, name: str, task: TrainTask) -> Message:
+        """A task as a message, for loops that send it themselves."""
+        return Message(self._content(name, task), self._id(name), "train", ttl=self._deadline)
+
+    def _content(self, name: str, task: TrainTask) -> RecordDict:
         sync, payload = notes.note_of_sync(task.sync)
         note = notes.Task(
             federation=self._federation,
@@ -120,7 +122,7 @@ class FlowerEngine:
             work=self._work(name),
             sync=sync,
         )
-        return note, payload
+        return notes.pack(note, payload)
 
     def read(self, name: str, round_number: int, reply: Message | None) -> Update | Failure:
         """A reply to a task as what it says; None: there was none."""
@@ -207,7 +209,7 @@ class FlowerEngine:
     def _id(self, name: str) -> int:
         return next(node.id for node in self._nodes.values() if node.name == name)
 
-    def _exchange(self, contents: Mapping[int, Any], deadline: float) -> Iterator[tuple[int, Message | None]]:
+    def _exchange(self, contents: Mapping[int, RecordDict], deadline: float) -> Iterator[tuple[int, Message | None]]:
         """Sends one message to each node; gives the replies as they come, and None for each that came to nothing.
 
         A reply belongs to the message that it answers: a node's failure may be told by another node. Messages live as

@@ -18,7 +18,14 @@ from fedsrd.flower.site import Site, site_of
 
 
 class Workshop(Protocol):
-    """How a client gets at its model and its data."""
+    """How a client gets at its model and its data.
+
+    Attributes:
+        strict: whether the node config holds nothing but our own keys.
+    """
+
+    @property
+    def strict(self) -> bool: ...
 
     def table(self, work: notes.Work) -> ShapeTable:
         """The adapter's shapes."""
@@ -52,7 +59,7 @@ def respond(message: Message, context: Context, workshop: Workshop) -> Message:
 
 def _greeting(message: Message, context: Context, workshop: Workshop) -> Message:
     note, _ = notes.unpack(message.content, notes.Greeting)
-    site = site_of(context.node_config, note.names)
+    site = site_of(context.node_config, note.names, strict=workshop.strict)
     held = Replica(site.state, note.federation, site.name).read()
     present = notes.Present(
         name=site.name, held=-1 if held is None else held.version, digest="" if held is None else held.digest
@@ -62,7 +69,7 @@ def _greeting(message: Message, context: Context, workshop: Workshop) -> Message
 
 def _task(message: Message, context: Context, workshop: Workshop) -> Message:
     note, payload = notes.unpack(message.content, notes.Task)
-    site = site_of(context.node_config, asked=note.name)
+    site = site_of(context.node_config, asked=note.name, strict=workshop.strict)
     replica = Replica(site.state, note.federation, site.name)
     log = Log(replica.folder / "log.jsonl")
     with replica.locked():
@@ -98,7 +105,7 @@ def _task(message: Message, context: Context, workshop: Workshop) -> Message:
 
 def _settle(message: Message, context: Context, workshop: Workshop) -> Message:
     note, payload = notes.unpack(message.content, notes.Settle)
-    site = site_of(context.node_config, asked=note.name)
+    site = site_of(context.node_config, asked=note.name, strict=workshop.strict)
     replica = Replica(site.state, note.federation, site.name)
     with replica.locked():
         client = _client(note.work, site, workshop)

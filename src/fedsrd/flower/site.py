@@ -53,15 +53,18 @@ class Site:
         return list(recipes)
 
 
-def site_of(config: Mapping[str, Any], names: Sequence[str] = (), asked: str | None = None) -> Site:
+def site_of(
+    config: Mapping[str, Any], names: Sequence[str] = (), asked: str | None = None, *, strict: bool = True
+) -> Site:
     """The site of a SuperNode's node config.
 
     Args:
         config: `client` (its name), `data` (a file or folder, or a TOML file with a [data] table, or several [[data]]),
             `state` (a folder; default $FEDSRD_STATE, else ~/.local/state/fedsrd), `import` (a module with methods).
             A simulation gives `partition-id` instead.
-        names: the recipe's clients; `partition-id` counts them.
+        names: the recipe's clients, which `partition-id` counts; empty: there is no recipe.
         asked: the name that a message is for, once the server knows it.
+        strict: whether other keys are refused.
 
     Raises:
         DataError: a key is unknown, a name or a data file is wrong, or there is neither `client` nor `partition-id`.
@@ -69,7 +72,7 @@ def site_of(config: Mapping[str, Any], names: Sequence[str] = (), asked: str | N
     """
     simulated = "client" not in config and is_simulation()
     unknown = [key for key in config if key not in KEYS]
-    if unknown:
+    if unknown and strict:
         raise DataError(f"--node-config has {unknown[0]!r}, which means nothing here; known keys: {', '.join(KEYS)}")
     if "client" in config:
         try:
@@ -85,9 +88,9 @@ def site_of(config: Mapping[str, Any], names: Sequence[str] = (), asked: str | N
         name = asked
     elif "partition-id" in config:
         place = int(config["partition-id"])
-        if not 0 <= place < len(names):
+        if names and not 0 <= place < len(names):
             raise DataError(f"partition-id = {place}: the recipe has {len(names)} clients")
-        name = names[place]
+        name = names[place] if names else f"client-{place}"
     else:
         raise DataError('the SuperNode has no name: start it with --node-config \'client="NAME" data="PATH"\'')
     default = os.environ.get("FEDSRD_STATE") or Path.home() / ".local" / "state" / "fedsrd"

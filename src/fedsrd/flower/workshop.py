@@ -43,6 +43,8 @@ class LogObserver:
 class RecipeWorkshop:
     """`node.Workshop` of a client whose whole training the recipe says."""
 
+    strict = True
+
     def __init__(self) -> None:
         self._observer = LogObserver()
 

@@ -1,0 +1,238 @@
+"""FedSRD as a Flower strategy, for projects that have a ServerApp of their own.
+
+    strategy = FedSRD()
+    result = strategy.start(grid, ArrayRecord(get_peft_model_state_dict(model)), num_rounds=10)
+
+Their clients add `fedsrd_mod`. Everything else is the server of every other FedSRD run.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from logging import getLogger
+from typing import Any, Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedsrd.core.factors import Factors, ShapeTable
+from fedsrd.errors import FederationError, RecipeError
+from fedsrd.federation.messages import Failure, Update
+from fedsrd.federation.rounds import Rounds
+from fedsrd.federation.sampling import choose, share
+from fedsrd.federation.server import Server
+from fedsrd.federation.setup import method_of
+from fedsrd.flower import notes
+from fedsrd.flower.engine import FlowerEngine
+from fedsrd.recipe import ParticipationSection, WireSection
+from fedsrd.training.models import adapter_tensors, factors_of_adapter
+
+LOGGER = getLogger("flwr")
+
+
+class FedSRD(Strategy):
+    """Sparse updates up, one sparse factor down, in the place of FedAvg.
+
+    Args:
+        method: any of FedSRD's methods that needs no more of the clients than their factors: "fedsrd", "fedavg", ...
+        options: the method's, as in a recipe's [method] table.
+        fraction_train: share of the clients that are asked in a round.
+        min_train_nodes: fewest usable updates that a round needs, and fewest clients to wait for.
+        weighting: every client alike, or by its number of examples.
+        seed: of whatever the method draws, and of who is asked.
+        wire: how payloads are coded (`recipe.WireSection`).
+        norm_bound: leaves out updates whose norm is so many times the round's median; 0 for no bound.
+        attempts: how often clients are asked before a round with too few answers ends the run.
+
+    Raises:
+        RecipeError, pydantic.ValidationError: the method, or an option of it, is not one of ours.
+    """
+
+    def __init__(
+        self,
+        method: str = "fedsrd",
+        *,
+        options: Mapping[str, Any] | None = None,
+        fraction_train: float = 1.0,
+        min_train_nodes: int = 1,
+        weighting: Literal["uniform", "examples"] = "examples",
+        seed: int = 0,
+        wire: WireSection | None = None,
+        norm_bound: float = 10.0,
+        attempts: int = 3,
+    ) -> None:
+        self._chosen = {"name": method, **(options or {})}
+        self.method = method_of(self._chosen)
+        if self.method.pooled or self.method.changes_base:
+            raise RecipeError(f"method {method!r} needs more than the clients' factors; use FedSRD's own app")
+        self.participation = ParticipationSection(
+            fraction=fraction_train, minimum=min_train_nodes, norm_bound=norm_bound, attempts=attempts
+        )
+        self._weighting = weighting
+        self._seed = seed
+        self._wire = wire or WireSection()
+        self._server: Server | None = None
+        self._engine: FlowerEngine | None = None
+        self._asked: dict[str, int] = {}
+
+    def summary(self) -> None:
+        """Logs what this is."""
+        asked = self.participation
+        LOGGER.info("\t├── FedSRD: %s", self._chosen)
+        LOGGER.info("\t└── Train: fraction %.2f, at least %d clients", asked.fraction, asked.minimum)
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """As Flower's, with rounds that close at `timeout` and are repeated where too few answered.
+
+        Args:
+            grid: Flower's.
+            initial_arrays: the adapter, under the names of PEFT's state dict.
+            num_rounds: how many.
+            timeout: seconds that a round waits for answers.
+            train_config: not used; the method says what clients must know.
+            evaluate_config: not used.
+            evaluate_fn: called at the server with the round (0: before the first) and the adapter.
+
+        Raises:
+            ModelError: the arrays are not a LoRA adapter's.
+            FederationError: a round had too few usable answers in every attempt.
+        """
+        self.prepare(grid, initial_arrays, timeout)
+        server, engine = self._ready()
+        self.summary()
+        rounds = Rounds(server, engine, self.participation, self._seed, LOGGER.warning)
+        result = Result()
+        result.arrays = self._arrays(server)
+        _note(result.evaluate_metrics_serverapp, 0, evaluate_fn and evaluate_fn(0, result.arrays))
+        while server.version < num_rounds:
+            done = rounds.one_round()
+            number = server.version
+            result.arrays = self._arrays(server)
+            up = sum(len(update.payload) for update in done.closed.accepted)
+            metrics = self._metrics(done.closed.accepted)
+            LOGGER.info("[ROUND %d/%d] %s", number, num_rounds, metrics)
+            LOGGER.info("\t└──> %d bytes up, %d down", up, sum(done.bytes_down.values()))
+            result.train_metrics_clientapp[number] = metrics
+            _note(result.evaluate_metrics_serverapp, number, evaluate_fn and evaluate_fn(number, result.arrays))
+        rounds.settle()
+        return result
+
+    def prepare(self, grid: Grid, initial_arrays: ArrayRecord, timeout: float = 3600) -> None:
+        """Makes server and engine for an adapter; `start` does this, and a loop of one's own must.
+
+        Raises:
+            ModelError: the arrays are not a LoRA adapter's.
+        """
+        factors = factors_of_adapter(initial_arrays.to_torch_state_dict())
+        factors = {name: type(pair)(*(tensor.float() for tensor in pair)) for name, pair in factors.items()}
+        table = ShapeTable.of(factors)
+        modules = [(m.name, m.out_features, m.in_features, m.rank) for m in table.modules]
+        work = notes.Work(method=self._chosen, seed=self._seed, uplink=self._wire.uplink, modules=modules)
+        asked = self.participation
+        server = Server(
+            table,
+            self.method,
+            self._weighting,
+            self._seed,
+            self._wire.downlink,
+            minimum=asked.minimum,
+            norm_bound=asked.norm_bound or None,
+        )
+        server.restore(factors, 0)
+        server.seeded = False
+        self._server = server
+        self._engine = FlowerEngine(
+            grid,
+            server,
+            secrets.token_hex(8),
+            lambda _: work,
+            deadline=timeout,
+            minimum=asked.minimum,
+            watch=_Told(),
+        )
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The round's messages, for a loop of one's own. `arrays` and `config` are not used: the server has them."""
+        if self._engine is None:
+            self.prepare(grid, arrays)
+        server, engine = self._ready()
+        names = engine.names()
+        wanted = share(len(names), self.participation.fraction, self.participation.minimum)
+        chosen = choose(names, wanted, self._seed, server_round)
+        messages = [engine.message(name, server.task(name)) for name in chosen]
+        self._asked = {name: message.metadata.dst_node_id for name, message in zip(chosen, messages, strict=True)}
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Closes the round; (None, None) where too few answers were usable."""
+        server, engine = self._ready()
+        by_node = {reply.metadata.src_node_id: reply for reply in replies}
+        answers = [engine.read(name, server.version + 1, by_node.get(node)) for name, node in self._asked.items()]
+        for answer in answers:
+            if isinstance(answer, Failure) and answer.lost:
+                server.forget(answer.client)
+        try:
+            closed = server.close_round(answers)
+        except FederationError as error:
+            LOGGER.warning("%s", error)
+            return None, None
+        for failure in closed.rejected:
+            LOGGER.warning("round %d: %s is left out: %s", server_round, failure.client, failure.reason)
+        return self._arrays(server), self._metrics(closed.accepted)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nobody: quality is measured at the server (`evaluate_fn`)."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing."""
+        return None
+
+    def _ready(self) -> tuple[Server, FlowerEngine]:
+        if self._server is None or self._engine is None:
+            raise FederationError("FedSRD.prepare(grid, initial_arrays) must come first; FedSRD.start does it")
+        return self._server, self._engine
+
+    @staticmethod
+    def _arrays(server: Server) -> ArrayRecord:
+        model: Factors = server.model()
+        return ArrayRecord({name: tensor.clone() for name, tensor in adapter_tensors(model).items()})
+
+    @staticmethod
+    def _metrics(accepted: Iterable[Update]) -> MetricRecord:
+        updates = list(accepted)
+        total = sum(update.examples for update in updates)
+        return MetricRecord(
+            {
+                "train_loss": sum(update.loss * update.examples for update in updates) / total,
+                "num-examples": total,
+                "uplink-bytes": sum(len(update.payload) for update in updates),
+            }
+        )
+
+
+class _Told:
+    """An engine's watch that tells Flower's log."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        LOGGER.info("\t%s: %s", kind, ", ".join(f"{key} {value}" for key, value in fields.items()))
+
+
+def _note(into: dict[int, MetricRecord], number: int, found: MetricRecord | None) -> None:
+    if found is not None:
+        into[number] = found

@@ -1,0 +1,184 @@
+"""What a hostile or broken other side may send: every message is refused with its reason, or understood."""
+
+import json
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsrd.errors import DataError, PayloadError
+from fedsrd.federation.messages import Broadcast, Snapshot, Start, Sync
+from fedsrd.flower import notes
+from fedsrd.flower.site import site_of
+
+DIGEST = "a" * 64
+NAMES = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+PAYLOAD = st.binary(max_size=40)
+BROADCASTS = st.lists(
+    st.builds(Broadcast, st.integers(1, 9), st.integers(1, 9), PAYLOAD, st.just(DIGEST), st.integers(1, 9)), max_size=4
+)
+SYNCS = st.builds(
+    Sync,
+    st.none() | st.builds(Start, PAYLOAD, st.just(DIGEST)),
+    st.none() | st.builds(Snapshot, st.integers(0, 9), PAYLOAD, PAYLOAD, st.just(DIGEST)),
+    BROADCASTS.map(tuple),
+)
+
+
+@given(SYNCS)
+def test_a_sync_comes_back_as_it_went(sync):
+    note, payload = notes.note_of_sync(sync)
+    assert len(payload) == sync.size
+    again = notes.SyncNote.model_validate_json(note.model_dump_json())
+    assert notes.sync_of_note(again, payload) == sync
+
+
+@given(SYNCS, st.integers(1, 5), st.booleans())
+def test_sizes_that_do_not_add_up_are_refused(sync, more, less):
+    note, payload = notes.note_of_sync(sync)
+    wrong = payload[:-more] if less and payload else payload + bytes(more)
+    with pytest.raises(PayloadError, match="the note tells of"):
+        notes.sync_of_note(note, wrong)
+
+
+@given(NAMES, st.integers(-1, 9), st.binary(max_size=9))
+def test_an_answer_comes_back_as_it_went(name, held, payload):
+    note = notes.Answer(name=name, round=3, held=held, examples=2, loss=0.5)
+    assert notes.unpack(notes.pack(note, payload), notes.Answer) == (note, payload)
+    assert notes.kind_of(notes.pack(note)) == "answer"
+
+
+def content(text):
+    return RecordDict({notes.NOTE: ConfigRecord({"json": text})})
+
+
+GOOD = {"kind": "answer", "name": "a", "round": 1, "held": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"name": "../../etc"}, "name"),
+        ({"name": "x" * 65}, "name"),
+        ({"round": -1}, "round"),
+        ({"round": "one"}, "round"),
+        ({"examples": -5}, "examples"),
+        ({"loss": float("nan")}, "loss"),
+        ({"seconds": {"train": 1, "sparsify": 1, "encode": 1, "more": 1}}, "seconds.more"),
+        ({"seconds": {"train": -1, "sparsify": 1, "encode": 1}}, "seconds.train"),
+        ({"surprise": 1}, "surprise"),
+        ({"kind": "task"}, "kind"),
+    ],
+)
+def test_a_wrong_field_is_named(change, reason):
+    text = json.dumps({**GOOD, **change})
+    with pytest.raises(PayloadError, match=f"an? answer note is wrong at {reason}"):
+        notes.unpack(content(text), notes.Answer)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '"x"', "{}", "[" * 100_000, '{"kind":', "\x00", '{"kind": {}}' * 2]
+)
+def test_what_is_no_note_is_refused(text):
+    for read in (notes.kind_of, lambda found: notes.unpack(found, notes.Task)):
+        with pytest.raises(PayloadError):
+            read(content(text))
+
+
+def test_messages_of_others_are_refused():
+    for found in (
+        RecordDict(),
+        RecordDict({notes.NOTE: ConfigRecord({"json": 5})}),
+        RecordDict({notes.NOTE: ConfigRecord({})}),
+        content("x" * (notes.NOTE_LIMIT + 1)),
+    ):
+        with pytest.raises(PayloadError, match="not one of FedSRD's|more than"):
+            notes.kind_of(found)
+
+
+def test_another_protocol_is_told():
+    note = notes.Greeting(federation="0" * 16, names=[]).model_copy(update={"protocol": 99})
+    with pytest.raises(PayloadError, match="speaks protocol 99, this one 1"):
+        notes.unpack(notes.pack(note), notes.Greeting)
+
+
+def test_a_federation_cannot_name_a_folder():
+    for name in ("../../../../tmp", "x" * 16, "0" * 15, ""):
+        text = json.dumps({"kind": "greeting", "protocol": 1, "federation": name, "names": []})
+        with pytest.raises(PayloadError, match="federation"):
+            notes.unpack(content(text), notes.Greeting)
+
+
+@settings(max_examples=200)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda x: (
+            st.lists(x, max_size=3)
+            | st.dictionaries(st.sampled_from(["kind", "name", "round", "held", "sync", "work", "digest"]), x)
+        ),
+    )
+)
+def test_whatever_comes_is_read_or_refused(tree):
+    found = content(json.dumps(tree))
+    found[notes.PAYLOADS] = ArrayRecord({"bytes": Array("uint8", (1,), "x", b"\x80")})
+    for kind in (notes.Answer, notes.Task, notes.Settle, notes.Present, notes.Greeting, notes.Settled):
+        try:
+            notes.unpack(found, kind)
+        except PayloadError:
+            continue
+
+
+# Sites.
+
+
+def test_a_server_cannot_choose_a_file_here():
+    from fedsrd.recipe import DataSection
+
+    site = site_of({"client": "st-mary", "state": "/tmp/x"})
+    for source in ("/etc/passwd", "some/hub-set"):
+        with pytest.raises(DataError, match="which only the site itself may"):
+            site.sections([DataSection(source=source)])
+    assert site.sections([DataSection(source="embedded:code")])
+    with pytest.raises(DataError, match="has no data: start its SuperNode with"):
+        site.sections([])
+    own = site_of({"client": "st-mary", "data": "/srv/x.jsonl"})
+    assert [section.source for section in own.sections([DataSection(source="/etc/passwd")])] == ["/srv/x.jsonl"]
+
+
+def test_a_sites_data_may_be_described_in_a_file(tmp_path):
+    file = tmp_path / "data.toml"
+    file.write_text('[[data]]\nsource = "a.csv"\ncolumns = { instruction = "q" }\n[[data]]\nsource = "b.csv"\n')
+    site = site_of({"client": "x", "data": str(file)})
+    assert [section.source for section in site.data] == ["a.csv", "b.csv"]
+    assert site.data[0].columns == {"instruction": "q"}
+    for text, reason in (
+        ("[data", "cannot be read as TOML"),
+        ("x = 1", "expected .data."),
+        ("[data]\nsorce='x'", "data"),
+    ):
+        file.write_text(text)
+        with pytest.raises(DataError, match=reason):
+            site_of({"client": "x", "data": str(file)})
+    with pytest.raises(DataError, match="cannot be read"):
+        site_of({"client": "x", "data": str(tmp_path / "no.toml")})
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({}, "has no name"),
+        ({"client": "a b"}, "expected up to 64 letters"),
+        ({"client": "a", "dta": "x"}, "has 'dta', which means nothing here"),
+        ({"partition-id": 7}, "the recipe has 2 clients"),
+    ],
+)
+def test_a_wrong_node_config_is_told(config, reason):
+    with pytest.raises(DataError, match=reason):
+        site_of(config, ["a", "b"])
+
+
+def test_a_message_for_somebody_else_is_refused():
+    with pytest.raises(PayloadError, match="a message for client a, but this is b"):
+        site_of({"client": "b"}, asked="a")

@@ -1,0 +1,180 @@
+"""The strategy and the mod in somebody else's Flower project: examples/flower, and its mistakes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Strategy
+from grid import ToyGrid
+from pydantic import ValidationError
+
+from fedsrd.errors import FederationError, RecipeError
+from fedsrd.flower import FedSRD, fedsrd_mod
+from fedsrd.flower.replica import Replica
+from fedsrd.training.models import adapter_tensors
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "flower"
+
+
+@pytest.fixture
+def example(tiny_model, tmp_path, monkeypatch):
+    """The example's grid of two clients, its server's context, and its apps."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "project"]:
+        monkeypatch.delitem(sys.modules, name)
+    from project.client_app import app as client
+    from project.server_app import app as server
+
+    config = {"model": str(tiny_model), "rounds": 3}
+
+    def with_config(message, context):
+        return client(message, Context(1, context.node_id, context.node_config, context.state, config))
+
+    nodes = [{"partition-id": place, "num-partitions": 2, "state": str(tmp_path / "state")} for place in range(2)]
+    return ToyGrid(with_config, nodes), Context(1, 1, {}, RecordDict(), config), server
+
+
+def test_the_example_runs_and_needs_fewer_than_ten_lines_of_us(example, capsys):
+    grid, context, server = example
+    server(grid, context)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("round")]
+    assert len(lines) == 3
+    assert [line.split(":")[0] for line in lines] == ["round 1", "round 2", "round 3"]
+    marked = [line for file in EXAMPLE.rglob("*.py") for line in file.read_text().splitlines() if "# FedSRD" in line]
+    assert 0 < len(marked) < 10
+    # One Array a message; whoever holds the state is told the difference only.
+    tasks = [m for m in grid.sent if '"kind":"task"' in m.content["fedsrd.note"]["json"]]
+    assert all(len(m.content.array_records) <= 1 for m in tasks)
+    sizes = [sum(len(a.data) for r in m.content.array_records.values() for a in r.values()) for m in tasks]
+    assert max(sizes[2:]) < min(sizes[:2]) / 2
+
+
+def toy(train, tmp_path, count=2):
+    """A grid of clients with this train function behind the mod."""
+    app = ClientApp(mods=[fedsrd_mod])
+    app.train()(train)
+    nodes = [{"partition-id": place, "state": str(tmp_path / "state"), "mine": 1} for place in range(count)]
+    return ToyGrid(app, nodes)
+
+
+def start():
+    """An adapter of two modules, trained already."""
+    noise = torch.Generator().manual_seed(0)
+    shapes = {"a": (6, 5), "b": (4, 7)}
+    return ArrayRecord(
+        {
+            f"base_model.model.{name}.lora_{factor}.weight": torch.randn(shape, generator=noise)
+            for name, (rows, columns) in shapes.items()
+            for factor, shape in (("A", (2, columns)), ("B", (rows, 2)))
+        }
+    )
+
+
+def nudge(message, context):
+    """Trains by a step that follows from the client and the round."""
+    config = message.content["config"]
+    noise = torch.Generator().manual_seed(100 * config["server-round"] + context.node_config["partition-id"])
+    state = message.content["arrays"].to_torch_state_dict()
+    for name, tensor in state.items():
+        if name.rsplit("lora_")[1][0] in config["train-factors"]:
+            tensor += 0.1 * torch.randn(tensor.shape, generator=noise)
+    metrics = MetricRecord({"num-examples": 3 + context.node_config["partition-id"], "train_loss": 1.0})
+    return Message(RecordDict({"arrays": ArrayRecord(state), "metrics": metrics}), reply_to=message)
+
+
+def test_fedavg_through_the_mod_is_the_weighted_mean_of_the_factors(tmp_path):
+    given = start()
+    seen = {}
+    result = FedSRD("fedavg").start(
+        toy(nudge, tmp_path),
+        given,
+        num_rounds=2,
+        evaluate_fn=lambda n, a: seen.update({n: a}) or MetricRecord({"n": n}),
+    )
+    state = {name: tensor.double() for name, tensor in given.to_torch_state_dict().items()}
+    for number in (1, 2):
+        moves = {}
+        for client, weight in ((0, 3 / 7), (1, 4 / 7)):
+            noise = torch.Generator().manual_seed(100 * number + client)
+            # The order of the names that the client was given.
+            for name in adapter_tensors_order(given):
+                step = 0.1 * torch.randn(state[name].shape, generator=noise).double()
+                moves[name] = moves.get(name, 0) + weight * step
+        state = {name: state[name] + moves[name] for name in state}
+    found = result.arrays.to_torch_state_dict()
+    for name, tensor in state.items():
+        torch.testing.assert_close(found[name].double(), tensor, rtol=1e-5, atol=1e-6)
+    assert sorted(seen) == sorted(result.evaluate_metrics_serverapp) == [0, 1, 2]
+    assert result.train_metrics_clientapp[1]["num-examples"] == 7
+
+
+def adapter_tensors_order(arrays):
+    from fedsrd.training.models import factors_of_adapter
+
+    return list(adapter_tensors(factors_of_adapter(arrays.to_torch_state_dict())))
+
+
+@pytest.mark.parametrize("method", ["fedsrd", "fedsrd-e", "ffa-lora", "flasc", "fedsa-lora", "fedprox", "flexlora"])
+def test_other_methods_on_the_same_train_function_end_with_one_state_everywhere(method, tmp_path):
+    FedSRD(method, min_train_nodes=2).start(toy(nudge, tmp_path), start(), num_rounds=3)
+    (federation,) = (tmp_path / "state").iterdir()
+    held = [Replica(tmp_path / "state", federation.name, f"client-{place}").read() for place in range(2)]
+    assert [one.version for one in held] == [3, 3]
+    assert held[0].digest == held[1].digest
+
+
+def test_flowers_own_loop_drives_it_too(tmp_path):
+    ours, theirs = FedSRD("fedavg"), FedSRD("fedavg")
+    one = ours.start(toy(nudge, tmp_path / "one"), start(), num_rounds=3)
+    other = Strategy.start(theirs, toy(nudge, tmp_path / "other"), start(), num_rounds=3, timeout=5)
+    for name, tensor in one.arrays.to_torch_state_dict().items():
+        assert torch.equal(tensor, other.arrays.to_torch_state_dict()[name])
+
+
+def replaced(**changes):
+    def train(message, context):
+        reply = nudge(message, context)
+        content = {"arrays": reply.content["arrays"], "metrics": reply.content["metrics"], **changes}
+        return Message(RecordDict({k: v for k, v in content.items() if v is not None}), reply_to=message)
+
+    return train
+
+
+def both(message, context):
+    message.content["config"]["train-factors"] = "BA"
+    return nudge(message, context)
+
+
+@pytest.mark.parametrize(
+    ("train", "method", "reason"),
+    [
+        (replaced(metrics=None), "fedsrd", "1 ArrayRecords and 0 MetricRecords"),
+        (replaced(metrics=MetricRecord({"loss": 1.0})), "fedsrd", "with num-examples"),
+        (replaced(arrays=ArrayRecord({"x": torch.zeros(2)})), "fedsrd", "differ from the adapter's in name or shape"),
+        (both, "ffa-lora", "trains only factor B, but factor A of a has changed"),
+    ],
+)
+def test_mistakes_of_a_train_function_are_told_to_the_server(train, method, reason, tmp_path):
+    with pytest.raises(FederationError, match=reason):
+        FedSRD(method, attempts=1).start(toy(train, tmp_path, 1), start(), num_rounds=1, timeout=2)
+
+
+def test_mistakes_in_the_strategy_are_told():
+    with pytest.raises(RecipeError, match="'fedsdr': no such method"):
+        FedSRD("fedsdr")
+    with pytest.raises(RecipeError, match="needs more than the clients' factors"):
+        FedSRD("flora")
+    with pytest.raises(ValidationError):
+        FedSRD("fedsrd", options={"alfa": 3})
+    with pytest.raises(FederationError, match="must come first"):
+        FedSRD().aggregate_train(1, [])
+
+
+def test_a_message_that_is_not_ours_passes_the_mod(tmp_path):
+    grid = toy(lambda message, context: Message(RecordDict(), reply_to=message), tmp_path)
+    (name,) = grid.push_messages([Message(RecordDict(), 10, "train")])
+    (reply,) = grid.pull_messages([name])
+    assert reply.has_content()
