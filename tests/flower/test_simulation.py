@@ -1,0 +1,60 @@
+"""`flwr run .` on Flower's own simulation (Ray), with the app as a clone has it."""
+
+import json
+import subprocess
+
+import psutil
+import pytest
+import tomli_w
+from deployment import Deployment, block
+
+pytestmark = pytest.mark.deployment
+
+
+@pytest.fixture
+def simulation(tmp_path):
+    """Where to run `flwr`; the SuperLink that it leaves behind is stopped."""
+    home = tmp_path / "sim"
+    home.mkdir()
+    made = Deployment(home, [])
+    made.env["FEDSRD_STATE"] = str(home / "state")
+    made.env["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
+    yield made
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(home) in part for part in process.info["cmdline"] or []):
+            process.kill()
+
+
+def simulate(simulation, file, out, count):
+    text = f"""flwr run "$APP" --stream --federation-config "num-supernodes={count}" \\
+        --run-config "recipe='{file}' out='{out}'" """
+    done = subprocess.run(
+        ["bash", "-euc", block("sh", "everywhere") + text],
+        env=simulation.env,
+        cwd=simulation.home,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (out / "summary.json").is_file(), done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_a_simulation_gives_the_bytes_of_a_run_in_one_process(simulation, tiny_recipe, tmp_path, part):
+    tiny_recipe["clients"] += [{**entry, "name": f"{entry['name']}-2"} for entry in list(tiny_recipe["clients"])]
+    tiny_recipe["participation"] = {"fraction": part, "minimum": 4 if part == 1.0 else 2}
+    tiny_recipe["training"]["learning_rate"] = 1e-3
+    file = tmp_path / "recipe.toml"
+    file.write_text(tomli_w.dumps(tiny_recipe))
+    output = simulate(simulation, file, tmp_path / "run", 4)
+    command = ["fedsrd", "run", str(file), "--out", str(tmp_path / "calm")]
+    subprocess.run(command, check=True, env=simulation.env, capture_output=True, timeout=200)
+    adapters = [(tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("run", "calm")]
+    assert adapters[0] == adapters[1]
+    one, other = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("run", "calm"))
+    same = ("digest", "bytes_up", "bytes_down", "final", "clients")
+    assert {key: one[key] for key in same} == {key: other[key] for key in same}
+    assert "Traceback" not in output
+    # A simulation's clients leave nothing behind.
+    assert not list((simulation.home / "state").glob("*/*"))
