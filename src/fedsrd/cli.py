@@ -185,8 +185,11 @@ def plan(
     up: Annotated[str, typer.Option("--up", help="A client's uplink.")] = "10Mbit",
     down: Annotated[str, typer.Option("--down", help="A client's downlink.")] = "50Mbit",
     density: Annotated[
-        float, typer.Option("--density", min=0.0001, max=1.0, help="Share that an adaptive ratio keeps; the paper's.")
-    ] = 0.052,
+        float | None,
+        typer.Option(
+            "--density", min=0.0001, max=1.0, help="Share that an adaptive ratio keeps; default: the paper's."
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the base: float32, bfloat16, float16, int4.")] = "bfloat16",
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences at a time.")] = 8,
     length: Annotated[int, typer.Option("--max-length", min=8, help="Tokens of each.")] = 512,
@@ -207,7 +210,7 @@ def plan(
         batch,
         length,
         checkpointing,
-        density,
+        forecast.PAPERS_DENSITY if density is None else density,
     )
     wanted = targets if targets == "all-linear" else _listed(targets)
     found = forecast.forecast(

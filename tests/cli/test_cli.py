@@ -111,6 +111,8 @@ def test_a_comparison_prints_its_tables_and_resumes_from_its_folder_alone(recipe
     assert done.stderr == ""
     for expected in ("2 methods, 2 runs", "[1/2] fedavg seed 0", "base model", "up MiB", "Seconds a round", "table.md"):
         assert expected in done.stdout
+    # Paths are never wrapped, so that they can be copied; everything else fits a wide terminal.
+    assert max(len(line) for line in done.stdout.splitlines() if str(out) not in line) <= 120
     again = fedsrd("compare", "--resume", "--out", out)
     assert again.returncode == 0, again.stderr
     assert "seed 0\n" not in again.stdout.replace(" ", "")
@@ -133,7 +135,7 @@ def test_ctrl_c_says_how_to_continue(recipe_file, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, stderr
     assert f"fedsrd run --resume --out {out}" in stdout.replace("\n", "")[-400:] or str(out) in stdout
     assert "Traceback" not in stderr
 

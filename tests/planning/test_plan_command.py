@@ -66,10 +66,10 @@ def test_time_and_totals_follow_from_the_lengths(tiny_model):
 def test_every_method_that_sends_can_be_planned_and_stacks_grow_with_the_clients():
     table = ShapeTable(tuple(ModuleShape(f"m{i}", 64, 48, 4) for i in range(3)))
     for name in federated():
-        few, many = (payloads.cost(name, table, clients, Coding(), 0.05) for clients in (2, 40))
+        few, many = (payloads.costs(name, table, clients, [Coding()], 0.05)[0] for clients in (2, 40))
         assert few.up > 0
         assert few.down > 0
-        stacked = few.down > 1.5 * payloads.cost("fedavg", table, 2, Coding(), 0.05).down
+        stacked = few.down > 1.5 * payloads.costs("fedavg", table, 2, [Coding()], 0.05)[0].down
         assert (many.down > 10 * few.down) is stacked, name
 
 

@@ -112,7 +112,10 @@ def chosen(comparison: Comparison, variant: VariantSection, out: Path) -> Point 
     points = comparison.points(variant)
     if len(points) == 1:
         return points[0]
-    scores = search(comparison, variant, out)
+    return _best(search(comparison, variant, out))
+
+
+def _best(scores: Mapping[Point, float] | None) -> Point | None:
     return None if scores is None else min(scores, key=lambda point: scores[point])
 
 
@@ -120,7 +123,9 @@ def collect(comparison: Comparison, out: Path) -> Record:
     """All results of a comparison as plain data: what results.json holds and tables and figures are made of."""
     rows = []
     for variant in comparison.variants:
-        point = chosen(comparison, variant, out)
+        points = comparison.points(variant)
+        scores = search(comparison, variant, out) if len(points) > 1 else None
+        point = points[0] if len(points) == 1 else _best(scores)
         curves, failed = [], []
         for run in comparison.finals(variant, point) if point is not None else []:
             folder = run.folder(out)
@@ -128,7 +133,6 @@ def collect(comparison: Comparison, out: Path) -> Record:
                 curves.append(read_curve(run, folder))
             elif (folder / FAILED).is_file():
                 failed.append({"seed": run.seed, "reason": (folder / FAILED).read_text(encoding="utf-8").strip()})
-        scores = search(comparison, variant, out) if len(comparison.points(variant)) > 1 else None
         rows.append(_row(comparison, variant, point, curves, failed, scores))
     target = _target(rows)
     for row in rows:

@@ -234,6 +234,11 @@ def difference(after: Factors, before: Factors) -> Iterator[tuple[Slot, Tensor]]
         yield slot, tensor - getattr(before[slot.module], slot.factor)
 
 
+def dense_delta(after: Factors, before: Factors) -> dict[Slot, SparseTensor]:
+    """After - before, every element of it."""
+    return {slot: SparseTensor.from_dense(delta) for slot, delta in difference(after, before)}
+
+
 def add_weighted(total: Tensor, slot: Slot, deltas: Sequence[Delta], weights: Sequence[float]) -> Tensor:
     """Adds sum_i weight_i delta_i of one slot to the contiguous `total`, in place; what was not sent counts as zero."""
     for delta, weight in zip(deltas, weights, strict=True):

@@ -1,6 +1,7 @@
 """Structured logs: one JSON object a line, appended; for people with `jq`, and for whatever watches a service."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,3 +19,12 @@ class Log:
         line = json.dumps({"time": round(time.time(), 3), "event": event, **fields}, default=str)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
+
+
+def resident_mib() -> float | None:
+    """Memory that this process holds now, in MiB; None where the system does not say (it is Linux that does)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20), 1)

@@ -19,7 +19,7 @@ from fedsrd.federation.runfolder import RunFolder
 from fedsrd.federation.session import EMBEDDED, Assets, Session
 from fedsrd.federation.setup import Prepared, check, method_of, server_of
 from fedsrd.flower.engine import FlowerEngine
-from fedsrd.flower.log import Log
+from fedsrd.flower.log import Log, resident_mib
 from fedsrd.flower.notes import Work
 from fedsrd.methods import Method
 from fedsrd.recipe import Recipe
@@ -93,7 +93,7 @@ class _Watch:
 
     def round_done(self, record: Record) -> None:
         about = {key: record[key] for key in ("digest", "bytes_up", "bytes_down", "rejected") if key in record}
-        self._log.write("round", round=record["round"], **about)
+        self._log.write("round", round=record["round"], memory_mib=resident_mib(), **about)
         self._board.round_done(record)
 
 

@@ -33,7 +33,7 @@ class FedAvg(Method):
     options: FedAvgOptions
 
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
-        """DB and dA of the factors that train, whole or sparse, float32."""
+        """The changes of the factors that train, whole or sparse, float32."""
         delta = sparse_update(before, after, self.options, step)
         trained = self.trained(step.round)
         return {slot: sparse for slot, sparse in delta.items() if slot.factor in trained}

@@ -14,7 +14,17 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fedsrd.core.factors import Delta, Factors, LoraPair, ShapeTable, Slot, SparseTensor, add, add_weighted, difference
+from fedsrd.core.factors import (
+    Delta,
+    Factors,
+    LoraPair,
+    ShapeTable,
+    Slot,
+    SparseTensor,
+    add,
+    add_weighted,
+    dense_delta,
+)
 from fedsrd.methods.flora import dense, stacked_table
 from fedsrd.methods.method import ClientStep, Method, ServerStep, Step, register
 
@@ -29,7 +39,7 @@ class FedExLoRA(Method):
 
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
         """The whole dB and dA."""
-        return {slot: SparseTensor.from_dense(delta) for slot, delta in difference(after, before)}
+        return dense_delta(after, before)
 
     def server_update(
         self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 
 from fedsrd.core import sparsify
-from fedsrd.core.factors import Delta, Factors, SparseTensor, add_weighted, average, difference
+from fedsrd.core.factors import Delta, Factors, SparseTensor, add_weighted, average, dense_delta, difference
 from fedsrd.methods.method import ClientStep, Method, MethodOptions, ServerStep, register
 
 
@@ -48,7 +48,7 @@ class FedICUStyle(Method):
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
         """The more important elements of dB and dA, as they are."""
         if self.options.keep == 1.0:
-            return {slot: SparseTensor.from_dense(delta) for slot, delta in difference(after, before)}
+            return dense_delta(after, before)
         return {
             slot: sparsify.prune(delta, sparsify.importance(slot, delta, before, after), 1.0 - self.options.keep)
             for slot, delta in difference(after, before)

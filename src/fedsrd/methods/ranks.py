@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from fedsrd.core.factors import Delta, Factors, LoraPair, SparseTensor, difference
+from fedsrd.core.factors import Delta, Factors, LoraPair, SparseTensor, dense_delta, difference
 from fedsrd.methods.method import ClientStep, Method
 
 
@@ -24,7 +24,7 @@ class AnyRank(Method, ABC):
         return truncated(state, step.rank)
 
     def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
-        """DB and dA, dense up to the client's rank."""
+        """Both changes, dense up to the client's rank."""
         return whole_update(before, after, step.rank)
 
 
@@ -48,7 +48,7 @@ def truncated_pair(pair: LoraPair, rank: int | None) -> LoraPair:
 def whole_update(before: Factors, after: Factors, rank: int | None) -> Delta:
     """Every element of dB and dA that a client of this rank trains."""
     if rank is None:
-        return {slot: SparseTensor.from_dense(delta) for slot, delta in difference(after, before)}
+        return dense_delta(after, before)
     delta = {}
     for slot, tensor in difference(after, before):
         mask = torch.zeros_like(tensor, dtype=torch.bool)

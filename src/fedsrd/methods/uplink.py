@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fedsrd import rng
 from fedsrd.core import sparsify
-from fedsrd.core.factors import Delta, Draw, Factors, SparseTensor, difference
+from fedsrd.core.factors import Delta, Draw, Factors, SparseTensor, dense_delta, difference
 from fedsrd.methods.method import ClientStep, MethodOptions
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -42,7 +42,7 @@ class UplinkOptions(MethodOptions):
 def sparse_update(before: Factors, after: Factors, options: UplinkOptions, step: ClientStep) -> Delta:
     """The chosen elements of every factor's change. A matrix at a time: no copy of the whole adapter is made."""
     if options.uplink == "dense":
-        return {slot: SparseTensor.from_dense(delta) for slot, delta in difference(after, before)}
+        return dense_delta(after, before)
     seed = rng.integer(step.seed, "uplink", step.round, step.client)
     kept = {}
     for slot, delta in difference(after, before):

@@ -12,6 +12,7 @@ from fedsrd.wire import Coding
 from fedsrd.wire.coding import ValueType as ValueCoding
 
 VALUES: tuple[ValueCoding, ...] = ("float32", "bfloat16", "int8", "int4")
+CODINGS: dict[str, Coding] = {"paper's format": payloads.PAPER, **{values: Coding(values=values) for values in VALUES}}
 PAPERS_DENSITY = 0.052
 """Of FedSRD's uplink: arXiv 2510.04601, its experiments."""
 
@@ -65,9 +66,8 @@ def forecast(model: Architecture, setting: Setting, names: Sequence[str] | None 
             raise RecipeError(
                 f"--method {name}: a reference point that sends nothing; choose of {', '.join(federated())}"
             )
-        for label, coding in [("paper's format", payloads.PAPER), *((v, Coding(values=v)) for v in VALUES)]:
-            found = payloads.cost(name, model.table, setting.clients, coding, setting.density)
-            rows.append(_row(name, label, found, setting))
+        found = payloads.costs(name, model.table, setting.clients, list(CODINGS.values()), setting.density)
+        rows += [_row(name, label, cost, setting) for label, cost in zip(CODINGS, found, strict=True)]
     used = memory.client(model, setting.dtype, setting.batch, setting.length, checkpointing=setting.checkpointing)
     return {
         "model": model.model,

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
+from fedsrd.federation import spool
 from fedsrd.planning.architecture import Architecture
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int4": 0.56}
 """A base parameter's; 4-bit ones carry a scale for every block (QLoRA, arXiv 2305.14314)."""
 OPTIMIZER = 16.0
 """An adapter parameter's in training: float32 value, gradient, and AdamW's two moments."""
-SPOOL = 1 << 30
-"""Decoded updates that the server holds in memory; more lie on its disk (federation/spool.py)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def server(model: Architecture, clients: int, density: float) -> float:
     """Host memory of the server: old and new factors, decoded updates up to the spool, one payload each way."""
     factors = 8.0 * model.table.elements
     decoded = clients * 12.0 * density * model.table.elements
-    return factors + min(decoded, SPOOL) + 8.0 * model.table.elements
+    return factors + min(decoded, spool.MEMORY) + 8.0 * model.table.elements
 
 
 def disk(model: Architecture) -> dict[str, float]:

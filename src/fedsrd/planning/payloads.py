@@ -44,26 +44,29 @@ def options_for(name: str, density: float) -> dict[str, object]:
     return {"ratio": "fixed", "alpha": 1.0 - density, "upper": 0.9999} if "ratio" in fields else {}
 
 
-def cost(name: str, table: ShapeTable, clients: int, coding: Coding, density: float) -> Cost:
-    """What one client sends and gets in a round of a method.
+def costs(name: str, table: ShapeTable, clients: int, codings: Sequence[Coding], density: float) -> list[Cost]:
+    """What one client sends and gets in a round of a method, by coding.
 
     Args:
         name: the method's.
         table: the adapted modules.
         clients: that take part in a round.
-        coding: of both directions.
+        codings: of both directions.
         density: share of elements that an adaptive ratio keeps.
     """
     kind = methods.get(name)
     method = kind(kind.Options(**options_for(name, density)))
-    up = down = 0.0
-    for round_number in (1, 2):
-        sample = _Sample(method, table, min(clients, MOST_CLIENTS), round_number)
-        up += sample.length(coding, uplink=True) / 2
-        # A stacked broadcast has as many blocks as clients.
-        grows = sample.wire != sample.table
-        down += sample.length(coding, uplink=False) * (max(clients / MOST_CLIENTS, 1.0) if grows else 1.0) / 2
-    return Cost(up, down)
+    samples = [_Sample(method, table, min(clients, MOST_CLIENTS), round_number) for round_number in (1, 2)]
+    found = []
+    for coding in codings:
+        up = down = 0.0
+        for sample in samples:
+            up += sample.length(coding, uplink=True) / 2
+            # A stacked broadcast has as many blocks as clients.
+            grows = sample.wire != sample.table
+            down += sample.length(coding, uplink=False) * (max(clients / MOST_CLIENTS, 1.0) if grows else 1.0) / 2
+        found.append(Cost(up, down))
+    return found
 
 
 class _Sample:
@@ -99,10 +102,10 @@ class _Sample:
         kind = Kind.UPLINK if uplink else Kind.DOWNLINK
 
         def measure(names: tuple[str, ...], factor: Factor) -> tuple[int, int]:
-            modules = tuple(module for module in table.modules if module.name in names)
+            chosen = ShapeTable(tuple(module for module in table.modules if module.name in names))
             part: Delta = {slot: s for slot, s in delta.items() if slot.module in names and slot.factor == factor}
-            elements = sum(ShapeTable(modules).shapes[slot][0] * ShapeTable(modules).shapes[slot][1] for slot in part)
-            return len(encode_delta(part, ShapeTable(modules), kind, 1, 0, coding, 0)), elements
+            elements = sum(rows * columns for rows, columns in (chosen.shapes[slot] for slot in part))
+            return len(encode_delta(part, chosen, kind, 1, 0, coding, 0)), elements
 
         empty = len(encode_delta({}, ShapeTable(()), kind, 1, 0, coding, 0))
         total = float(empty)
