@@ -251,7 +251,7 @@ def test_a_client_that_dies_around_its_save_goes_on(tiny_recipe, tmp_path, site,
 
 
 def test_a_site_that_lost_or_damaged_its_disk_is_made_whole(tiny_recipe, tmp_path, site):
-    tiny_recipe |= {"rounds": 5, "method": {"name": "fedavg"}}
+    tiny_recipe |= {"rounds": 5, "method": {"name": "fedavg"}, "participation": {"minimum": 2}}
     in_one_process(tiny_recipe, tmp_path / "calm")
     grid, run, _ = site()
     done = set()
@@ -265,7 +265,6 @@ def test_a_site_that_lost_or_damaged_its_disk_is_made_whole(tiny_recipe, tmp_pat
         return reply
 
     grid.meddle = meddle
-    tiny_recipe["participation"] = {"minimum": 2}
     run()
     assert done == {2, 4}
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "calm")

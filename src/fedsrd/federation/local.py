@@ -28,7 +28,7 @@ class LocalEngine:
         self.clients = {client.name: client for client in clients}
         self._session = session
 
-    def names(self) -> list[str]:
+    def names(self, *, wait: bool = True) -> list[str]:
         """All clients, always."""
         return list(self.clients)
 

@@ -18,8 +18,10 @@ from fedsrd.recipe import ParticipationSection
 class Engine(Protocol):
     """What carries messages between the server and its clients."""
 
-    def names(self) -> Sequence[str]:
-        """The clients that can be asked now, in an order that does not depend on who came first."""
+    def names(self, *, wait: bool = True) -> Sequence[str]:
+        """The clients that can be asked now, in an order that does not depend on who came first; with `wait`, after
+        some patience for there to be enough.
+        """
 
     def ask(self, tasks: Mapping[str, TrainTask]) -> Iterable[Update | Failure]:
         """Sends every client its task and gives the answers as they come; who is silent is a Failure in the end."""
@@ -117,7 +119,7 @@ class Rounds:
         """
         self._down = {}
         server = self.server
-        behind = list(self.engine.names())
+        behind = list(self.engine.names(wait=False))
         for _ in range(2):
             messages = {name: server.sync(name) for name in behind}
             for name, sync in messages.items():

@@ -1,6 +1,7 @@
 """A run whose clients are SuperNodes: the recipe's server, its folder, and Flower as the engine."""
 
 import secrets
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,8 @@ def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None)
 
     Args:
         grid: Flower's.
-        config: `recipe` (a path; empty: the embedded default), `set` (changes of the recipe, with semicolons between),
+        config: `recipe` (a path at the server, or in the app; empty: the embedded default), `set` (changes of the
+            recipe, with semicolons between),
             `out` (the run's folder; empty: runs/NAME-DATE-TIME), `resume`, `keep-payloads`, `import` (a file or module
             with methods).
         console: where to show it; None for the standard output.
@@ -50,7 +52,7 @@ def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None)
     recipe, folder = _chosen(config, resume)
     console.print(
         f"[bold]{recipe.method['name']}[/bold] on Flower: {len(recipe.clients)} clients in the recipe, "
-        f"{recipe.rounds} rounds, {recipe.model.id}; into {folder.path}",
+        f"{recipe.rounds} rounds, {recipe.model.id}; into {folder.path.resolve()}",
         highlight=False,
         soft_wrap=True,
     )
@@ -156,7 +158,7 @@ def _chosen(config: Mapping[str, Any], resume: bool) -> tuple[Recipe, RunFolder]
         folder = RunFolder(Path(out))
         recipe = folder.stored_recipe()
     else:
-        recipe = recipes.load(Path(path) if path else None, overrides)
+        recipe = recipes.load(_found(path) if path else None, overrides)
         folder = RunFolder(Path(out) if out else Path("runs") / f"{recipe.name}-{terminal.now()}")
     if method_of(recipe.method).pooled:
         raise RecipeError(
@@ -164,6 +166,12 @@ def _chosen(config: Mapping[str, Any], resume: bool) -> tuple[Recipe, RunFolder]
             "fedsrd run"
         )
     return recipe, folder
+
+
+def _found(path: str) -> Path:
+    """A recipe's path: from the server's working folder, else from the app's own, which Flower puts on sys.path."""
+    places = [Path(entry) for entry in sys.path if (Path(entry) / "pyproject.toml").is_file()]
+    return next((place / path for place in (Path(), *places) if (place / path).is_file()), Path(path))
 
 
 def _without_private_data(recipe: Recipe) -> Recipe:

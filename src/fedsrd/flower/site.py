@@ -94,8 +94,9 @@ def site_of(
     else:
         raise DataError('the SuperNode has no name: start it with --node-config \'client="NAME" data="PATH"\'')
     default = os.environ.get("FEDSRD_STATE") or Path.home() / ".local" / "state" / "fedsrd"
+    state = Path(str(config.get("state", default))).expanduser()
     data = config.get("data")
-    return Site(name, () if data is None else _sections(str(data)), Path(str(config.get("state", default))), simulated)
+    return Site(name, () if data is None else _sections(str(data)), state, simulated)
 
 
 def is_simulation() -> bool:

@@ -57,7 +57,7 @@ class Board:
     def event(self, kind: str, **fields: Any) -> None:
         """What happened with a client (`flower.engine.Watch`)."""
         client = str(fields.get("client", fields.get("node", "")))
-        if kind in STATES:
+        if kind in STATES and "round" in fields:
             self._round = fields["round"]
             row = self._rows.setdefault(client, {"down": 0})
             row["state"] = STATES[kind]
@@ -73,7 +73,7 @@ class Board:
             "joined": f"{client} is here, {_version(fields.get('held', -1))}",
             "left": f"{client} is gone",
             "refused": f"{client} is refused: {fields.get('reason')}",
-            "settled": f"{client} is at the last version",
+            "settled": f"{client} {fields['reason']}" if fields.get("reason") else f"{client} is at the last version",
             "failed": f"{client}: {fields.get('reason')}",
         }
         if kind == "refused" or fields.get("resync"):

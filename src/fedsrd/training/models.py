@@ -112,7 +112,13 @@ class AdaptedModel:
         source = embedded.resolve(model_id, say)
         with quiet_libraries(), _explained(model_id):
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, dtype))
+            model = AutoModelForCausalLM.from_pretrained(
+                # Never a pickle: in a federation, the server names the model.
+                source,
+                revision=revision,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+            )
         model.to(place)
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
