@@ -118,9 +118,9 @@ def _settle(message: Message, context: Context, workshop: Workshop) -> Message:
             failure, client.version = str(error), -1
         replica.save(client)
         digest = client.digest if client.version >= 0 else ""
+        Log(replica.folder / "log.jsonl").write("settled", held=client.version, digest=digest, failure=failure)
         if failure is None and client.version >= 0:
             workshop.finish(client, note.work, site, replica)
-    Log(replica.folder / "log.jsonl").write("settled", held=client.version, digest=digest, failure=failure)
     said = notes.Settled(name=site.name, held=client.version, digest=digest, failure=failure)
     return Message(notes.pack(said), reply_to=message)
 

@@ -1,5 +1,6 @@
 """How our own ClientApp trains: the model, LoRA and training tables of the recipe, on the site's own data."""
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Sequence
@@ -64,6 +65,8 @@ class RecipeWorkshop:
 
         if site.simulated:
             shutil.rmtree(replica.folder)
+            with contextlib.suppress(OSError):  # the last one takes the federation's folder, too
+                replica.folder.parent.rmdir()
             return
         recipe = _recipe(work, site.name, [])
         lora = shapes(recipe, self._observer, ASSETS)[1]
