@@ -16,6 +16,10 @@ from pathlib import Path
 import tomli_w
 
 REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY / "tests" / "helpers"))
+
+import tiny  # noqa: E402
+
 ENV = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -24,29 +28,6 @@ ENV = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "OMP_NUM_THREADS": "1",
 }
-
-
-def tiny_model(folder: Path) -> None:
-    """A Llama of 2 layers and width 32, untrained, with a tokenizer of single bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={token: place for place, token in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
-    fast.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def recipe(home: Path, clients: int, rounds: int, fraction: float) -> Path:
@@ -122,7 +103,7 @@ def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        tiny_model(home / "model")
+        tiny.make(home / "model")
         for fraction in map(float, given.fractions.split(",")):
             rows = run(home, recipe(home, given.clients, given.rounds, fraction), given.clients)
             seconds = statistics.median(row["seconds"] for row in rows[1:])

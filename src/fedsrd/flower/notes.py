@@ -113,19 +113,24 @@ class Present(_Note):
     digest: str
 
 
-class Task(_Note):
-    """To a client: a `TrainTask`. With `reset`, what it holds is not of this run."""
+class _Order(_Note):
+    """To a client, whose name it says. With `reset`, what it holds is not of this run."""
 
-    kind: Literal["task"] = "task"
     protocol: int = PROTOCOL
     federation: Federation
     name: Name
-    round: Version
-    version: Version
-    digest: Digest
     reset: bool
     work: Work
     sync: SyncNote
+
+
+class Task(_Order):
+    """A `TrainTask`."""
+
+    kind: Literal["task"] = "task"
+    round: Version
+    version: Version
+    digest: Digest
 
 
 class Phases(_Note):
@@ -150,16 +155,10 @@ class Answer(_Note):
     lost: bool = False
 
 
-class Settle(_Note):
-    """To a client after the last round: come to the newest version."""
+class Settle(_Order):
+    """After the last round: come to the newest version."""
 
     kind: Literal["settle"] = "settle"
-    protocol: int = PROTOCOL
-    federation: Federation
-    name: Name
-    reset: bool
-    work: Work
-    sync: SyncNote
 
 
 class Settled(_Note):
