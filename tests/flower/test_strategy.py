@@ -126,6 +126,33 @@ def test_other_methods_on_the_same_train_function_end_with_one_state_everywhere(
     assert held[0].digest == held[1].digest
 
 
+def test_clients_evaluate_what_they_hold_with_their_own_function(tmp_path):
+    seen = {}
+
+    def look(message, context):
+        assert message.metadata.message_type == "evaluate"
+        number, place = message.content["config"]["server-round"], context.node_config["partition-id"]
+        seen[number, place] = message.content["arrays"].to_torch_state_dict()
+        metrics = MetricRecord({"num-examples": 1 + 2 * place, "eval_loss": float(place), "text": [1, 2]})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    grid = toy(nudge, tmp_path)
+    app = ClientApp(mods=[fedsrd_mod])
+    app.train()(nudge)
+    app.evaluate()(look)
+    grid.app = app
+    result = FedSRD("fedavg").start(grid, start(), num_rounds=2)
+    assert sorted(seen) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    final = result.arrays.to_torch_state_dict()
+    for place in range(2):
+        assert all(torch.equal(final[name], tensor) for name, tensor in seen[2, place].items())
+    assert result.evaluate_metrics_clientapp[1]["eval_loss"] == 0.75
+    # Nobody is asked where nobody should be, and who has no evaluate function is passed over.
+    assert not FedSRD("fedavg", fraction_evaluate=0).start(grid, start(), num_rounds=1).evaluate_metrics_clientapp
+    plain = FedSRD("fedavg").start(toy(nudge, tmp_path / "plain"), start(), num_rounds=1)
+    assert not plain.evaluate_metrics_clientapp
+
+
 def test_flowers_own_loop_drives_it_too(tmp_path):
     ours, theirs = FedSRD("fedavg"), FedSRD("fedavg")
     one = ours.start(toy(nudge, tmp_path / "one"), start(), num_rounds=3)

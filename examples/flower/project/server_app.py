@@ -14,7 +14,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Runs the rounds and saves the adapter."""
     model, _ = load(str(context.run_config["model"]))
-    strategy = FedSRD(fraction_train=1.0)  # FedSRD
+    strategy = FedSRD(fraction_evaluate=0.0)  # FedSRD
     arrays = ArrayRecord(get_peft_model_state_dict(model))
     result = strategy.start(grid, arrays, num_rounds=int(context.run_config["rounds"]))
     for number, metrics in result.train_metrics_clientapp.items():

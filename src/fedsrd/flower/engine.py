@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsrd.errors import PayloadError
@@ -111,18 +111,16 @@ class FlowerEngine:
         return Message(self._content(name, task), self._id(name), "train", ttl=self._deadline)
 
     def _content(self, name: str, task: TrainTask) -> RecordDict:
-        sync, payload = notes.note_of_sync(task.sync)
-        note = notes.Task(
-            federation=self._federation,
-            name=name,
-            round=task.round,
-            version=task.version,
-            digest=task.digest,
-            reset=self._server.ledger.known.get(name) == LOST,
-            work=self._work(name),
-            sync=sync,
-        )
+        about, payload = self._order(name, task.sync)
+        note = notes.Task(**about, round=task.round, version=task.version, digest=task.digest)
         return notes.pack(note, payload)
+
+    def _order(self, name: str, sync: Sync) -> tuple[dict[str, Any], bytes]:
+        """What every order to a client says."""
+        about, payload = notes.note_of_sync(sync)
+        reset = self._server.ledger.known.get(name) == LOST
+        order = {"federation": self._federation, "name": name, "reset": reset, "work": self._work(name), "sync": about}
+        return order, payload
 
     def read(self, name: str, round_number: int, reply: Message | None) -> Update | Failure:
         """A reply to a task as what it says; None: there was none."""
@@ -149,10 +147,8 @@ class FlowerEngine:
         """Brings clients to the newest version; who is silent stays behind, and is told of."""
         contents = {}
         for name, sync in messages.items():
-            about, payload = notes.note_of_sync(sync)
-            reset = self._server.ledger.known.get(name) == LOST
-            note = notes.Settle(federation=self._federation, name=name, reset=reset, work=self._work(name), sync=about)
-            contents[self._id(name)] = notes.pack(note, payload)
+            about, payload = self._order(name, sync)
+            contents[self._id(name)] = notes.pack(notes.Settle(**about), payload)
         found = {}
         for id, reply in self._exchange(contents, self._deadline):
             name = self._nodes[id].name
@@ -169,6 +165,27 @@ class FlowerEngine:
             self._watch.event(
                 "settled", client=name, bytes=messages[name].size, digest=note_back.digest, reason=note_back.failure
             )
+        return found
+
+    def look(self, names: Sequence[str], round_number: int) -> list[MetricRecord]:
+        """Has clients evaluate the newest version on their own data; the metrics of those who did."""
+        contents = {}
+        for name in names:
+            about, payload = self._order(name, self._server.sync(name))
+            contents[self._id(name)] = notes.pack(notes.Look(**about, round=round_number), payload)
+        found = []
+        for id, reply in self._exchange(contents, self._deadline, "evaluate"):
+            name = self._nodes[id].name
+            try:
+                if reply is None or reply.has_error():
+                    raise PayloadError("no answer" if reply is None else reason_of(reply))
+                said, _ = notes.unpack(reply.content, notes.Settled)
+                self._server.holds(name, said.held if said.digest == self._server.digest else LOST)
+                if said.failure is not None:
+                    raise PayloadError(said.failure)
+                found += list(reply.content.metric_records.values())
+            except PayloadError as error:
+                self._watch.event("failed", client=name, reason=f"no evaluation: {error}")
         return found
 
     def _greet(self, ids: Sequence[int], patience: float) -> None:
@@ -209,7 +226,9 @@ class FlowerEngine:
     def _id(self, name: str) -> int:
         return next(node.id for node in self._nodes.values() if node.name == name)
 
-    def _exchange(self, contents: Mapping[int, RecordDict], deadline: float) -> Iterator[tuple[int, Message | None]]:
+    def _exchange(
+        self, contents: Mapping[int, RecordDict], deadline: float, kind: str = "train"
+    ) -> Iterator[tuple[int, Message | None]]:
         """Sends one message to each node; gives the replies as they come, and None for each that came to nothing.
 
         A reply belongs to the message that it answers: a node's failure may be told by another node. Messages live as
@@ -217,7 +236,7 @@ class FlowerEngine:
         """
         waiting: dict[str, int] = {}
         for id, content in contents.items():
-            message = Message(content, id, "train", ttl=deadline)
+            message = Message(content, id, kind, ttl=deadline)
             pushed = list(self._grid.push_messages([message]))
             if pushed and pushed[0]:
                 waiting[pushed[0]] = id

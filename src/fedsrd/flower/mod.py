@@ -34,7 +34,8 @@ def fedsrd_mod(message: Message, context: Context, call_next: Train) -> Message:
     The train function's message holds `arrays`, the adapter under the names of PEFT's state dict (float32), and
     `config` with the round (`server-round`), the factors that the method trains (`train-factors`: "BA", "B" or "A") and
     `proximal-mu`. Its reply must hold one ArrayRecord with the same names, and one MetricRecord with `num-examples`;
-    `train_loss` is shown where it is there. Node config as for our own client (`site`): `client`, `state`.
+    `train_loss` is shown where it is there. An evaluate function gets `arrays` and the round, and replies with one
+    MetricRecord with `num-examples`. Node config as for our own client (`site`): `client`, `state`.
 
     Raises:
         FederationError: the train function's reply is not that; the server is told, and goes on without this client.
@@ -71,6 +72,28 @@ class _Borrowed:
             )
         return _Trainer(self)
 
+    def look(self, client: Client, work: Work, round_number: int) -> RecordDict:
+        reply = self.call({"server-round": round_number}, client.model(client.factors))
+        metrics = list(reply.content.metric_records.values())
+        if len(metrics) != 1 or "num-examples" not in metrics[0]:
+            raise FederationError(
+                f"the evaluate function's reply has {len(metrics)} MetricRecords; expected one, with num-examples"
+            )
+        return RecordDict({"metrics": metrics[0]})
+
+    def call(self, config: dict[str, ConfigRecordValues], factors: Factors) -> Message:
+        """The reply of the project's own function for these factors."""
+        arrays = ArrayRecord({name: tensor.clone() for name, tensor in adapter_tensors(factors).items()})
+        task, sent = self.message, self.message.content
+        task.content = RecordDict({"arrays": arrays, "config": ConfigRecord(config)})
+        try:
+            reply = self.call_next(task, self.context)
+        finally:
+            task.content = sent
+        if reply.has_error():
+            raise FederationError(f"the client's own function failed: {reply.error.reason}")
+        return reply
+
     def finish(self, client: Client, work: Work, site: Site, replica: Replica) -> None:
         pass
 
@@ -98,24 +121,14 @@ class _Trainer:
         base: Base,
         proximal: float,
     ) -> _Result:
-        borrowed = self._borrowed
         config: dict[str, ConfigRecordValues] = {
             "server-round": round_number,
             "train-factors": "".join(factor for factor in FACTORS if factor in trained),
             "proximal-mu": proximal,
         }
-        arrays = ArrayRecord({name: tensor.clone() for name, tensor in adapter_tensors(start).items()})
-        task, sent = borrowed.message, borrowed.message.content
-        task.content = RecordDict({"arrays": arrays, "config": ConfigRecord(config)})
-        try:
-            reply = borrowed.call_next(task, borrowed.context)
-        finally:
-            task.content = sent
-        return self._result(reply, start, trained)
+        return self._result(self._borrowed.call(config, start), start, trained)
 
     def _result(self, reply: Message, start: Factors, trained: Sequence[Factor]) -> _Result:
-        if reply.has_error():
-            raise FederationError(f"the train function failed: {reply.error.reason}")
         arrays, metrics = list(reply.content.array_records.values()), list(reply.content.metric_records.values())
         if len(arrays) != 1 or len(metrics) != 1 or "num-examples" not in metrics[0]:
             raise FederationError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 
 from fedsrd import plugins
 from fedsrd.core.factors import Base, Factor, Factors, ShapeTable
@@ -33,6 +33,9 @@ class Workshop(Protocol):
     def trainer(self, work: notes.Work, site: Site) -> Trainer:
         """Local training; called only where there is something to train."""
 
+    def look(self, client: Client, work: notes.Work, round_number: int) -> RecordDict:
+        """Metrics of the model that the client holds, on its own data."""
+
     def finish(self, client: Client, work: notes.Work, site: Site, replica: Replica) -> None:
         """After the last round."""
 
@@ -49,6 +52,7 @@ def respond(message: Message, context: Context, workshop: Workshop) -> Message:
     handlers: dict[str, Callable[[Message, Context, Workshop], Message]] = {
         "greeting": _greeting,
         "task": _task,
+        "look": _look,
         "settle": _settle,
     }
     kind = notes.kind_of(message.content)
@@ -103,26 +107,47 @@ def _task(message: Message, context: Context, workshop: Workshop) -> Message:
     return Message(notes.pack(said, answer.payload), reply_to=message)
 
 
+def _look(message: Message, context: Context, workshop: Workshop) -> Message:
+    note, payload = notes.unpack(message.content, notes.Look)
+    site = site_of(context.node_config, asked=note.name, strict=workshop.strict)
+    replica = Replica(site.state, note.federation, site.name)
+    with replica.locked():
+        client, said = _follow(note, payload, site, replica, workshop)
+    content = notes.pack(said)
+    if said.failure is None:
+        content.update(workshop.look(client, note.work, note.round))
+    return Message(content, reply_to=message)
+
+
 def _settle(message: Message, context: Context, workshop: Workshop) -> Message:
     note, payload = notes.unpack(message.content, notes.Settle)
     site = site_of(context.node_config, asked=note.name, strict=workshop.strict)
     replica = Replica(site.state, note.federation, site.name)
     with replica.locked():
-        client = _client(note.work, site, workshop)
-        if not note.reset:
-            replica.load(client)
-        failure = None
-        try:
-            client.sync(notes.sync_of_note(note.sync, payload))
-        except (PayloadError, FederationError) as error:
-            failure, client.version = str(error), -1
-        replica.save(client)
-        digest = client.digest if client.version >= 0 else ""
-        Log(replica.folder / "log.jsonl").write("settled", held=client.version, digest=digest, failure=failure)
-        if failure is None and client.version >= 0:
+        client, said = _follow(note, payload, site, replica, workshop)
+        if said.failure is None:
             workshop.finish(client, note.work, site, replica)
-    said = notes.Settled(name=site.name, held=client.version, digest=digest, failure=failure)
     return Message(notes.pack(said), reply_to=message)
+
+
+def _follow(
+    note: notes.Look | notes.Settle, payload: bytes, site: Site, replica: Replica, workshop: Workshop
+) -> tuple[Client, notes.Settled]:
+    """Brings the replica to the newest version, on the disk too; gives what it holds now."""
+    client = _client(note.work, site, workshop)
+    if not note.reset:
+        replica.load(client)
+    failure = None
+    try:
+        client.sync(notes.sync_of_note(note.sync, payload))
+    except (PayloadError, FederationError) as error:
+        failure, client.version = str(error), -1
+    replica.save(client)
+    digest = client.digest if client.version >= 0 else ""
+    Log(replica.folder / "log.jsonl").write(note.kind, held=client.version, digest=digest, failure=failure)
+    if failure is None and client.version < 0:
+        failure = "nothing is held, and the message brings no start"
+    return client, notes.Settled(name=site.name, held=client.version, digest=digest, failure=failure)
 
 
 def _client(work: notes.Work, site: Site, workshop: Workshop) -> Client:

@@ -161,8 +161,15 @@ class Settle(_Order):
     kind: Literal["settle"] = "settle"
 
 
+class Look(_Order):
+    """Between rounds: come to the newest version, and say how good it is on the client's own data."""
+
+    kind: Literal["look"] = "look"
+    round: Version
+
+
 class Settled(_Note):
-    """From a client: what it holds in the end, or why it could not follow."""
+    """From a client: what it holds, or why it could not follow; with `Look`, the metrics lie beside the note."""
 
     kind: Literal["settled"] = "settled"
     name: Name

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from logging import getLogger
 from typing import Any, Literal
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRecordValues
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
@@ -37,6 +37,7 @@ class FedSRD(Strategy):
         method: any of FedSRD's methods that needs no more of the clients than their factors: "fedsrd", "fedavg", ...
         options: the method's, as in a recipe's [method] table.
         fraction_train: share of the clients that are asked in a round.
+        fraction_evaluate: share of the clients that evaluate after a round, by an evaluate function of their own.
         min_train_nodes: fewest usable updates that a round needs, and fewest clients to wait for.
         weighting: every client alike, or by its number of examples.
         seed: of whatever the method draws, and of who is asked.
@@ -54,6 +55,7 @@ class FedSRD(Strategy):
         *,
         options: Mapping[str, Any] | None = None,
         fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
         min_train_nodes: int = 1,
         weighting: Literal["uniform", "examples"] = "examples",
         seed: int = 0,
@@ -68,6 +70,7 @@ class FedSRD(Strategy):
         self.participation = ParticipationSection(
             fraction=fraction_train, minimum=min_train_nodes, norm_bound=norm_bound, attempts=attempts
         )
+        self._fraction_evaluate = fraction_evaluate
         self._weighting = weighting
         self._seed = seed
         self._wire = wire or WireSection()
@@ -122,6 +125,9 @@ class FedSRD(Strategy):
             LOGGER.info("[ROUND %d/%d] %s", number, num_rounds, metrics)
             LOGGER.info("\t└──> %d bytes up, %d down", up, sum(done.bytes_down.values()))
             result.train_metrics_clientapp[number] = metrics
+            if looked := self._look(number):
+                LOGGER.info("\t└──> %s", looked)
+                result.evaluate_metrics_clientapp[number] = looked
             _note(result.evaluate_metrics_serverapp, number, evaluate_fn and evaluate_fn(number, result.arrays))
         rounds.settle()
         return result
@@ -196,12 +202,28 @@ class FedSRD(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Nobody: quality is measured at the server (`evaluate_fn`)."""
+        """Nobody: in a loop of one's own, quality is measured at the server (`evaluate_fn`)."""
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Nothing."""
         return None
+
+    def _look(self, number: int) -> MetricRecord | None:
+        """The clients' own metrics, weighted by their examples."""
+        _, engine = self._ready()
+        names = engine.names(wait=False)
+        wanted = share(len(names), self._fraction_evaluate, 1) if self._fraction_evaluate else 0
+        found = engine.look(choose(names, wanted, self._seed, number, -1), number) if wanted else []
+        total = sum(_number(metrics["num-examples"]) for metrics in found)
+        if not found or not total:
+            return None
+        keys = [key for key in found[0] if key != "num-examples" and all(key in metrics for metrics in found)]
+        means = {
+            key: sum(_number(metrics[key]) * _number(metrics["num-examples"]) for metrics in found) / total
+            for key in keys
+        }
+        return MetricRecord({**means, "num-examples": total})
 
     def _ready(self) -> tuple[Server, FlowerEngine]:
         if self._server is None or self._engine is None:
@@ -236,3 +258,8 @@ class _Told:
 def _note(into: dict[int, MetricRecord], number: int, found: MetricRecord | None) -> None:
     if found is not None:
         into[number] = found
+
+
+def _number(value: MetricRecordValues) -> int | float:
+    """A metric that can be averaged; lists cannot, and count as nothing."""
+    return value if isinstance(value, int | float) else 0

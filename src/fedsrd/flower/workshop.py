@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from flwr.app import RecordDict
+
 from fedsrd.core.factors import ShapeTable
 from fedsrd.federation.client import Client, Trainer
 from fedsrd.federation.runfolder import RunFolder
@@ -58,6 +60,10 @@ class RecipeWorkshop:
         session = self._session(work, site)
         trainer: Trainer = session.trainers()[site.name]
         return trainer
+
+    def look(self, client: Client, work: Work, round_number: int) -> RecordDict:
+        """Nothing: a recipe measures quality at the server."""
+        return RecordDict()
 
     def finish(self, client: Client, work: Work, site: Site, replica: Replica) -> None:
         """Writes the adapter to the site's own disk, for PEFT; a simulation's client leaves nothing."""
