@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
+RUNS = [("fedavg", "float32"), ("fedsrd", "float32"), ("fedsrd", "int4")]
 SITES = ["code", "medical", "finance"]
 ENV = {
     **os.environ,
@@ -64,11 +65,12 @@ class Links:
 
     def close(self) -> None:
         """Takes the namespaces away, and the links with them."""
-        for site in SITES:
+        for place, site in enumerate(SITES):
+            sh("ip", "link", "del", f"fsrd{place}", check=False)
             sh("ip", "netns", "del", f"fsrd-{site}", check=False)
 
 
-def federation(method: str, rounds: int, home: Path) -> list[dict]:
+def federation(method: str, values: str, rounds: int, home: Path) -> list[dict]:
     """Runs one method over the links that are there; the rounds' records, with wall seconds."""
     env = {**ENV, "FLWR_HOME": str(home / "flwr")}
     (home / "flwr").mkdir(parents=True)
@@ -96,7 +98,8 @@ def federation(method: str, rounds: int, home: Path) -> list[dict]:
             address = ("--superlink", f"10.77.{place}.1:8770", "--node-config", config)
             start("ip", "netns", "exec", f"fsrd-{site}", "flower-supernode", "--insecure", *address)
         changes = [
-            f'method="{{name=\\"{method}\\"}}"',
+            f'method={{name="{method}"}}',
+            f'wire={{uplink={{values="{values}"}},downlink={{values="{values}"}}}}',
             f"rounds={rounds}",
             "training.steps=1",
             "training.batch_size=1",
@@ -104,7 +107,6 @@ def federation(method: str, rounds: int, home: Path) -> list[dict]:
             "participation.minimum=3",
             'clients=[{name="code"},{name="medical"},{name="finance"}]',
         ]
-        changes[0] = f'method={{name="{method}"}}'
         settings = f"set='{'; '.join(changes)}' out='{home}/run' keep-payloads=false"
         done = subprocess.run(
             ["flwr", "run", str(app), "here", "--stream", "--run-config", settings],
@@ -141,13 +143,13 @@ def main() -> None:
     parser.add_argument("--store", type=Path)
     given = parser.parse_args()
     rows, delayed = [], False
-    for shaped in (True, False):
-        for method in ("fedavg", "fedsrd"):
+    for shaped, methods in ((True, RUNS), (False, RUNS[:1] + RUNS[-1:])):
+        for method, values in methods:
             links = Links(given.up if shaped else None, given.down if shaped else None, given.delay)
             delayed = delayed or links.delayed
             try:
                 with tempfile.TemporaryDirectory() as home:
-                    records = federation(method, given.rounds, Path(home))
+                    records = federation(method, values, given.rounds, Path(home))
             finally:
                 links.close()
             walls = [round(record["wall"], 1) for record in records]
@@ -156,6 +158,7 @@ def main() -> None:
             down = [sum(record["bytes_down"].values()) / len(SITES) for record in records[1:-1]]
             row = {
                 "method": method,
+                "values": values,
                 "links": f"{given.up} up, {given.down} down" if shaped else "free",
                 "seconds": walls,
                 "median_seconds": statistics.median(walls[1:]),

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,12 +87,14 @@ class FlowerEngine:
 
     def ask(self, tasks: Mapping[str, TrainTask]) -> Iterator[Update | Failure]:
         """Sends the tasks and gives the answers as they come; who is silent at the deadline is a Failure."""
-        contents = {}
-        for name, task in tasks.items():
-            contents[self._id(name)] = self._content(name, task)
-            self._watch.event("asked", client=name, round=task.round, bytes=task.sync.size)
+
+        def contents() -> Iterator[tuple[int, RecordDict]]:
+            for name, task in tasks.items():
+                self._watch.event("asked", client=name, round=task.round, bytes=task.sync.size)
+                yield self._id(name), self._content(name, task)
+
         began = time.monotonic()
-        for id, reply in self._exchange(contents, self._deadline):
+        for id, reply in self._exchange(contents(), self._deadline):
             name = self._nodes[id].name
             task = tasks[name]
             answer = self.read(name, task.round, reply)
@@ -145,12 +147,14 @@ class FlowerEngine:
 
     def settle(self, messages: Mapping[str, Sync]) -> dict[str, str]:
         """Brings clients to the newest version; who is silent stays behind, and is told of."""
-        contents = {}
-        for name, sync in messages.items():
-            about, payload = self._order(name, sync)
-            contents[self._id(name)] = notes.pack(notes.Settle(**about), payload)
+
+        def contents() -> Iterator[tuple[int, RecordDict]]:
+            for name, sync in messages.items():
+                about, payload = self._order(name, sync)
+                yield self._id(name), notes.pack(notes.Settle(**about), payload)
+
         found = {}
-        for id, reply in self._exchange(contents, self._deadline):
+        for id, reply in self._exchange(contents(), self._deadline):
             name = self._nodes[id].name
             if reply is None or reply.has_error():
                 reason = "no answer" if reply is None else reason_of(reply)
@@ -169,12 +173,14 @@ class FlowerEngine:
 
     def look(self, names: Sequence[str], round_number: int) -> list[MetricRecord]:
         """Has clients evaluate the newest version on their own data; the metrics of those who did."""
-        contents = {}
-        for name in names:
-            about, payload = self._order(name, self._server.sync(name))
-            contents[self._id(name)] = notes.pack(notes.Look(**about, round=round_number), payload)
+
+        def contents() -> Iterator[tuple[int, RecordDict]]:
+            for name in names:
+                about, payload = self._order(name, self._server.sync(name))
+                yield self._id(name), notes.pack(notes.Look(**about, round=round_number), payload)
+
         found = []
-        for id, reply in self._exchange(contents, self._deadline, "evaluate"):
+        for id, reply in self._exchange(contents(), self._deadline, "evaluate"):
             name = self._nodes[id].name
             try:
                 if reply is None or reply.has_error():
@@ -192,7 +198,7 @@ class FlowerEngine:
         if not ids:
             return
         greeting = notes.Greeting(federation=self._federation, names=self._server.roster)
-        for id, reply in self._exchange(dict.fromkeys(ids, notes.pack(greeting)), patience):
+        for id, reply in self._exchange(((id, notes.pack(greeting)) for id in ids), patience):
             if reply is None:
                 continue  # it may be on its way; asked again next time
             self._greeted.add(id)
@@ -227,7 +233,7 @@ class FlowerEngine:
         return next(node.id for node in self._nodes.values() if node.name == name)
 
     def _exchange(
-        self, contents: Mapping[int, RecordDict], deadline: float, kind: str = "train"
+        self, contents: Iterable[tuple[int, RecordDict]], deadline: float, kind: str = "train"
     ) -> Iterator[tuple[int, Message | None]]:
         """Sends one message to each node; gives the replies as they come, and None for each that came to nothing.
 
@@ -235,7 +241,8 @@ class FlowerEngine:
         long as the deadline, so that a late answer is nobody's.
         """
         waiting: dict[str, int] = {}
-        for id, content in contents.items():
+        # One at a time, and let go of: no more than one client's bytes are held here.
+        for id, content in contents:
             message = Message(content, id, kind, ttl=deadline)
             pushed = list(self._grid.push_messages([message]))
             if pushed and pushed[0]:
