@@ -293,3 +293,21 @@ def test_a_server_that_was_put_back_to_an_older_backup_goes_on(tiny_recipe, tmp_
     run(resume=True)
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "calm")
     assert "not this run's" in console.file.getvalue()
+
+
+def test_one_site_that_cannot_follow_does_not_spoil_the_end_for_all(tiny_recipe, tmp_path, site):
+    grid, run, console = site()
+
+    def meddle(node, reply):
+        if node == 11 and not reply.has_error() and '"kind":"settled"' in reply.content["fedsrd.note"]["json"]:
+            reply.content["fedsrd.note"]["json"] = json.dumps(
+                {"kind": "settled", "name": "right", "held": -1, "digest": "", "failure": "the disk is full"}
+            )
+        return reply
+
+    grid.meddle = meddle
+    summary = run()
+    assert summary["rounds"] == 3
+    assert (tmp_path / "run" / "summary.json").is_file()
+    assert "not at the last version: right" in console.file.getvalue()
+    assert "right the disk is full" in console.file.getvalue()

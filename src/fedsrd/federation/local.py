@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedsrd.core.factors import Factors
-from fedsrd.errors import DataError
+from fedsrd.errors import DataError, FederationError
 from fedsrd.federation.client import Client
 from fedsrd.federation.driver import Driver
 from fedsrd.federation.messages import Broadcast, Failure, Sync, TrainTask, Update
@@ -121,6 +121,9 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
         for name in names:
             server.ledger.known.setdefault(name, checkpoint.version)
     driver.run(records, keep_payloads=keep_payloads)
+    digests = {client.digest for client in clients}
+    if digests != {server.digest}:
+        raise FederationError(f"replicas differ: {sorted(digests)}")
     if method.personal:
         from fedsrd.training.models import adapter_tensors
 
