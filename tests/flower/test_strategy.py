@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 from grid import ToyGrid
@@ -124,6 +124,21 @@ def test_other_methods_on_the_same_train_function_end_with_one_state_everywhere(
     held = [Replica(tmp_path / "state", federation.name, f"client-{place}").read() for place in range(2)]
     assert [one.version for one in held] == [3, 3]
     assert held[0].digest == held[1].digest
+
+
+def test_what_the_project_tells_its_functions_reaches_them(tmp_path):
+    seen = []
+
+    def train(message, context):
+        seen.append(dict(message.content["config"]))
+        return nudge(message, context)
+
+    told = ConfigRecord({"lr": 0.5, "name": "x", "steps": [1, 2], "flag": True, "server-round": 99})
+    FedSRD("fedavg").start(toy(train, tmp_path, 1), start(), num_rounds=1, train_config=told)
+    expected = {"lr": 0.5, "name": "x", "steps": [1, 2], "flag": True}
+    assert seen == [{**expected, "server-round": 1, "train-factors": "BA", "proximal-mu": 0.0}]
+    with pytest.raises(RecipeError, match="train_config: 'key' holds bytes"):
+        FedSRD().start(toy(train, tmp_path), start(), train_config=ConfigRecord({"key": b"x"}))
 
 
 def test_clients_evaluate_what_they_hold_with_their_own_function(tmp_path):

@@ -6,7 +6,7 @@ The train function stays as it is: it gets all of the adapter's arrays and gives
 sparse update of the method that the server's `FedSRD` strategy names.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,10 +32,11 @@ def fedsrd_mod(message: Message, context: Context, call_next: Train) -> Message:
     """A Flower mod (`flwr.clientapp.typing.Mod`).
 
     The train function's message holds `arrays`, the adapter under the names of PEFT's state dict (float32), and
-    `config` with the round (`server-round`), the factors that the method trains (`train-factors`: "BA", "B" or "A") and
-    `proximal-mu`. Its reply must hold one ArrayRecord with the same names, and one MetricRecord with `num-examples`;
-    `train_loss` is shown where it is there. An evaluate function gets `arrays` and the round, and replies with one
-    MetricRecord with `num-examples`. Node config as for our own client (`site`): `client`, `state`.
+    `config` with the strategy's train config, the round (`server-round`), the factors that the method trains
+    (`train-factors`: "BA", "B" or "A") and `proximal-mu`. Its reply must hold one ArrayRecord with the same names, and
+    one MetricRecord with `num-examples`; `train_loss` is shown where it is there. An evaluate function gets `arrays`,
+    the evaluate config and the round, and replies with one MetricRecord with `num-examples`. Node config as for our own
+    client (`site`): `client`, `state`.
 
     Raises:
         FederationError: the train function's reply is not that; the server is told, and goes on without this client.
@@ -70,10 +71,10 @@ class _Borrowed:
                 f"method {work.method['name']} changes the frozen weights, which a train function of one's own cannot "
                 "follow; use FedSRD's own client app"
             )
-        return _Trainer(self)
+        return _Trainer(self, work.train_config)
 
     def look(self, client: Client, work: Work, round_number: int) -> RecordDict:
-        reply = self.call({"server-round": round_number}, client.model(client.factors))
+        reply = self.call({**work.evaluate_config, "server-round": round_number}, client.model(client.factors))
         metrics = list(reply.content.metric_records.values())
         if len(metrics) != 1 or "num-examples" not in metrics[0]:
             raise FederationError(
@@ -107,8 +108,9 @@ class _Result:
 class _Trainer:
     """A project's train function as the federation sees training."""
 
-    def __init__(self, borrowed: _Borrowed) -> None:
+    def __init__(self, borrowed: _Borrowed, config: Mapping[str, ConfigRecordValues]) -> None:
         self._borrowed = borrowed
+        self._config = config
         self.count = 0
 
     def train(
@@ -122,6 +124,7 @@ class _Trainer:
         proximal: float,
     ) -> _Result:
         config: dict[str, ConfigRecordValues] = {
+            **self._config,
             "server-round": round_number,
             "train-factors": "".join(factor for factor in FACTORS if factor in trained),
             "proximal-mu": proximal,

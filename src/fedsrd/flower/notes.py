@@ -27,6 +27,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=0)]
 Version = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+Setting = bool | int | float | str
+Settings = dict[str, Setting | list[bool] | list[int] | list[float] | list[str]]
 Federation = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -79,6 +81,8 @@ class Work(_Note):
         recipe: the tables model, lora and training; None where the client's own code trains.
         data: where the recipe says that its data is; a site's own setting goes first (`site`).
         modules: name, out_features, in_features and rank of each adapted module, where the client's own code trains.
+        train_config: what the server's project tells such a train function, besides.
+        evaluate_config: likewise its evaluate function.
     """
 
     method: dict[str, Any]
@@ -88,6 +92,8 @@ class Work(_Note):
     recipe: dict[str, Any] | None = None
     data: list[DataSection] = []
     modules: list[tuple[str, int, int, int]] = []
+    train_config: Settings = {}
+    evaluate_config: Settings = {}
 
     def table(self) -> ShapeTable:
         """Of `modules`."""

@@ -31,7 +31,7 @@ LOGGER = getLogger("flwr")
 
 
 class FedSRD(Strategy):
-    """Sparse updates up, one sparse factor down, in the place of FedAvg.
+    """Sparse updates up, one sparse factor down, in the place of FedAvg. It keeps no checkpoint; FedSRD's own app does.
 
     Args:
         method: any of FedSRD's methods that needs no more of the clients than their factors: "fedsrd", "fedavg", ...
@@ -101,15 +101,16 @@ class FedSRD(Strategy):
             initial_arrays: the adapter, under the names of PEFT's state dict.
             num_rounds: how many.
             timeout: seconds that a round waits for answers.
-            train_config: not used; the method says what clients must know.
-            evaluate_config: not used.
+            train_config: for the clients' train functions, which get it with what the method says.
+            evaluate_config: for their evaluate functions.
             evaluate_fn: called at the server with the round (0: before the first) and the adapter.
 
         Raises:
             ModelError: the arrays are not a LoRA adapter's.
+            RecipeError: a config holds bytes.
             FederationError: a round had too few usable answers in every attempt.
         """
-        self.prepare(grid, initial_arrays, timeout)
+        self.prepare(grid, initial_arrays, timeout, train_config, evaluate_config)
         server, engine = self._ready()
         self.summary()
         rounds = Rounds(server, engine, self.participation, self._seed, LOGGER.warning)
@@ -132,17 +133,27 @@ class FedSRD(Strategy):
         rounds.settle()
         return result
 
-    def prepare(self, grid: Grid, initial_arrays: ArrayRecord, timeout: float = 3600) -> None:
-        """Makes server and engine for an adapter; `start` does this, and a loop of one's own must.
-
-        Raises:
-            ModelError: the arrays are not a LoRA adapter's.
-        """
+    def prepare(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+    ) -> None:
+        """Makes server and engine for an adapter; `start` does this. Arguments and errors as there."""
         factors = factors_of_adapter(initial_arrays.to_torch_state_dict())
         factors = {name: type(pair)(*(tensor.float() for tensor in pair)) for name, pair in factors.items()}
         table = ShapeTable.of(factors)
         modules = [(m.name, m.out_features, m.in_features, m.rank) for m in table.modules]
-        work = notes.Work(method=self._chosen, seed=self._seed, uplink=self._wire.uplink, modules=modules)
+        work = notes.Work(
+            method=self._chosen,
+            seed=self._seed,
+            uplink=self._wire.uplink,
+            modules=modules,
+            train_config=_settings(train_config, "train_config"),
+            evaluate_config=_settings(evaluate_config, "evaluate_config"),
+        )
         asked = self.participation
         server = Server(
             table,
@@ -169,9 +180,11 @@ class FedSRD(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The round's messages, for a loop of one's own. `arrays` and `config` are not used: the server has them."""
+        """The round's messages, for a loop of one's own. `arrays` and `config` count in the first round only: after it
+        the server has them.
+        """
         if self._engine is None:
-            self.prepare(grid, arrays)
+            self.prepare(grid, arrays, train_config=config)
         server, engine = self._ready()
         names = engine.names()
         wanted = share(len(names), self.participation.fraction, self.participation.minimum)
@@ -246,6 +259,15 @@ class FedSRD(Strategy):
                 "uplink-bytes": sum(len(update.payload) for update in updates),
             }
         )
+
+
+def _settings(config: ConfigRecord | None, what: str) -> dict[str, Any]:
+    found = dict(config or {})
+    for key, value in found.items():
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(one, bytes) for one in values):
+            raise RecipeError(f"{what}: {key!r} holds bytes; expected numbers, texts, or lists of them")
+    return found
 
 
 class _Told:
