@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -293,15 +293,20 @@ def _tables(model: type[BaseModel], tree: Any, prefix: str) -> Iterator[tuple[Ma
         return
     yield tree, list(model.model_fields), prefix
     for key, field in model.model_fields.items():
-        inner = field.annotation
-        nested = tree.get(key)
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _tables(inner, nested, f"{prefix}.{key}".strip("."))
-        elif isinstance(nested, list):
-            entry = next((arg for arg in getattr(inner, "__args__", ()) if isinstance(arg, type)), None)
-            if entry is not None and issubclass(entry, BaseModel):
-                for index, item in enumerate(nested):
-                    yield from _tables(entry, item, f"{prefix}.{key}.{index}".strip("."))
+        inner, nested = field.annotation, tree.get(key)
+        # The section itself, or the one in "Section | None" or "list[Section]".
+        section = next((arg for arg in (inner, *get_args(inner)) if _is_section(arg)), None)
+        if section is None:
+            continue
+        if isinstance(nested, list):
+            for index, item in enumerate(nested):
+                yield from _tables(section, item, f"{prefix}.{key}.{index}".strip("."))
+        else:
+            yield from _tables(section, nested, f"{prefix}.{key}".strip("."))
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> None:

@@ -96,7 +96,8 @@ class _Borrowed:
         return reply
 
     def finish(self, client: Client, work: Work, site: Site, replica: Replica) -> None:
-        pass
+        if site.simulated:
+            replica.remove()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """A client's state on its own disk. Flower starts a new process for every message, and forgets a node that restarts."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,3 +69,9 @@ class Replica:
         memories = {"memory": client.memory, "pending": client.pending}
         held = Checkpoint(client.factors, client.version, client.base, clients=memories)
         write_atomically(self._file, held.to_bytes())
+
+    def remove(self) -> None:
+        """Leaves nothing behind; the last client takes the federation's folder, too."""
+        shutil.rmtree(self.folder)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()

@@ -274,7 +274,8 @@ class _Told:
     """An engine's watch that tells Flower's log."""
 
     def event(self, kind: str, **fields: Any) -> None:
-        LOGGER.info("\t%s: %s", kind, ", ".join(f"{key} {value}" for key, value in fields.items()))
+        told = ", ".join(f"{key} {value}" for key, value in fields.items() if value is not None)
+        LOGGER.info("\t%s: %s", kind, told)
 
 
 def _note(into: dict[int, MetricRecord], number: int, found: MetricRecord | None) -> None:

@@ -1,8 +1,6 @@
 """How our own ClientApp trains: the model, LoRA and training tables of the recipe, on the site's own data."""
 
-import contextlib
 import logging
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,9 +68,7 @@ class RecipeWorkshop:
         from fedsrd.training.models import adapter_config, adapter_tensors, merged_tensors
 
         if site.simulated:
-            shutil.rmtree(replica.folder)
-            with contextlib.suppress(OSError):  # the last one takes the federation's folder, too
-                replica.folder.parent.rmdir()
+            replica.remove()
             return
         recipe = _recipe(work, site.name, [])
         lora = shapes(recipe, self._observer, ASSETS)[1]
