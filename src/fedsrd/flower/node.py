@@ -1,12 +1,12 @@
 """The client's end of the protocol: a message in, a message out; between them, the same `Client` as in one process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from flwr.app import Context, Message, RecordDict
 
 from fedsrd import plugins
-from fedsrd.core.factors import Base, Factor, Factors, ShapeTable
+from fedsrd.core.factors import ShapeTable
 from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation.client import Client, Trained, Trainer
 from fedsrd.federation.messages import Failure, TrainTask
@@ -172,14 +172,5 @@ class _OnDemand:
     def count(self) -> int:
         return self._trainer.count
 
-    def train(
-        self,
-        start: Factors,
-        round_number: int,
-        trained: Sequence[Factor],
-        on_step: Callable[[int, float], None],
-        *,
-        base: Base,
-        proximal: float,
-    ) -> Trained:
-        return self._trainer.train(start, round_number, trained, on_step, base=base, proximal=proximal)
+    def train(self, *args: Any, **more: Any) -> Trained:
+        return self._trainer.train(*args, **more)
