@@ -131,6 +131,8 @@ def test_ctrl_c_says_how_to_continue(recipe_file, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Shells let what they start in the background ignore the signal, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (out / "state" / "global.safetensors").exists():
