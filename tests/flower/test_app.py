@@ -311,3 +311,23 @@ def test_one_site_that_cannot_follow_does_not_spoil_the_end_for_all(tiny_recipe,
     assert (tmp_path / "run" / "summary.json").is_file()
     assert "not at the last version: right" in console.file.getvalue()
     assert "right the disk is full" in console.file.getvalue()
+
+
+def test_a_site_that_was_killed_while_it_was_greeted_is_greeted_again(tiny_recipe, tmp_path, site):
+    from flwr.app import Error, Message
+
+    tiny_recipe["participation"] = {"minimum": 2}
+    in_one_process(tiny_recipe, tmp_path / "calm")
+    grid, run, _ = site()
+    killed = []
+
+    def meddle(node, reply):
+        if node == 11 and not killed:
+            killed.append(node)
+            return Message(Error(code=3, reason="Message Unavailable"), reply_to=grid.sent[-1])
+        return reply
+
+    grid.meddle = meddle
+    run()
+    assert killed
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "calm")

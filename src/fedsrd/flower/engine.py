@@ -17,6 +17,8 @@ from fedsrd.flower import notes
 GREETING_SECONDS = 60.0
 """How long the first answer of a new node is waited for."""
 SLOWEST_PAUSE = 1.0
+THEIR_OWN = (1, 2)
+"""Flower's error codes of a client app that raised, or could not be loaded; the others are of nodes and messages."""
 
 
 class Watch(Protocol):
@@ -199,8 +201,8 @@ class FlowerEngine:
             return
         greeting = notes.Greeting(federation=self._federation, names=self._server.roster)
         for id, reply in self._exchange(((id, notes.pack(greeting)) for id in ids), patience):
-            if reply is None:
-                continue  # it may be on its way; asked again next time
+            if reply is None or (reply.has_error() and reply.error.code not in THEIR_OWN):
+                continue  # it may be on its way, or was killed in between; asked again next time
             self._greeted.add(id)
             try:
                 if reply.has_error():
