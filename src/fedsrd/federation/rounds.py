@@ -86,7 +86,8 @@ class Rounds:
                 if isinstance(answer, Failure) and answer.lost:
                     self.server.forget(answer.client)
             try:
-                closed = self.server.close_round([answers[name] for name in self._order(answers)])
+                # A sum depends on its order: that of the recipe, never that of arrival.
+                closed = self.server.close_round([answers[name] for name in self.server.in_order(answers)])
                 break
             except TooFewError as error:
                 if attempt == self.participation.attempts:
@@ -143,11 +144,6 @@ class Rounds:
         for name, task in tasks.items():
             self._count(name, task.sync.size)
         return self.engine.ask(tasks)
-
-    def _order(self, names: Iterable[str]) -> list[str]:
-        # A sum depends on its order: that of the recipe, never that of arrival.
-        places = {name: place for place, name in enumerate(self.server.roster)}
-        return sorted(names, key=lambda name: (places.get(name, len(places)), name))
 
     def _count(self, name: str, size: int) -> None:
         self._down[name] = self._down.get(name, 0) + size

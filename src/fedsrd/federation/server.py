@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -158,6 +158,11 @@ class Server:
         """The client says that it holds this version; one that is not of this run (yet) is as good as none."""
         self.ledger.known[client] = version if 0 <= version <= self.version else LOST
         self.ledger.prune(4 * self._table.elements)
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Clients in the recipe's order, others after them by name: an order that does not depend on who came first."""
+        places = {name: place for place, name in enumerate(self.roster)}
+        return sorted(names, key=lambda name: (places.get(name, len(places)), name))
 
     def forget(self, client: str) -> None:
         """The client's replica is not what it was taken for: it gets the whole state next time."""

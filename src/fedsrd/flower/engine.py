@@ -81,9 +81,7 @@ class FlowerEngine:
             self._greeted &= online
             self._greet(sorted(online - self._greeted), min(GREETING_SECONDS, max(ends - time.monotonic(), 1.0)))
             if len(self._nodes) >= self._minimum or time.monotonic() >= ends:
-                places = {name: place for place, name in enumerate(self._server.roster)}
-                found = [node.name for node in self._nodes.values()]
-                return sorted(found, key=lambda name: (places.get(name, len(places)), name))
+                return self._server.in_order(node.name for node in self._nodes.values())
             time.sleep(pause)
             pause = min(pause * 1.5, SLOWEST_PAUSE)
 

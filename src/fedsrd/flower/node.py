@@ -1,7 +1,7 @@
 """The client's end of the protocol: a message in, a message out; between them, the same `Client` as in one process."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from flwr.app import Context, Message, RecordDict
 
@@ -15,6 +15,8 @@ from fedsrd.flower import notes
 from fedsrd.flower.log import Log
 from fedsrd.flower.replica import Replica
 from fedsrd.flower.site import Site, site_of
+
+Order = TypeVar("Order", notes.Task, notes.Look, notes.Settle)
 
 
 class Workshop(Protocol):
@@ -72,9 +74,7 @@ def _greeting(message: Message, context: Context, workshop: Workshop) -> Message
 
 
 def _task(message: Message, context: Context, workshop: Workshop) -> Message:
-    note, payload = notes.unpack(message.content, notes.Task)
-    site = site_of(context.node_config, asked=note.name, strict=workshop.strict)
-    replica = Replica(site.state, note.federation, site.name)
+    note, payload, site, replica = _opened(message, context, workshop, notes.Task)
     log = Log(replica.folder / "log.jsonl")
     with replica.locked():
         client = _client(note.work, site, workshop)
@@ -108,9 +108,7 @@ def _task(message: Message, context: Context, workshop: Workshop) -> Message:
 
 
 def _look(message: Message, context: Context, workshop: Workshop) -> Message:
-    note, payload = notes.unpack(message.content, notes.Look)
-    site = site_of(context.node_config, asked=note.name, strict=workshop.strict)
-    replica = Replica(site.state, note.federation, site.name)
+    note, payload, site, replica = _opened(message, context, workshop, notes.Look)
     with replica.locked():
         client, said = _follow(note, payload, site, replica, workshop)
     content = notes.pack(said)
@@ -120,14 +118,21 @@ def _look(message: Message, context: Context, workshop: Workshop) -> Message:
 
 
 def _settle(message: Message, context: Context, workshop: Workshop) -> Message:
-    note, payload = notes.unpack(message.content, notes.Settle)
-    site = site_of(context.node_config, asked=note.name, strict=workshop.strict)
-    replica = Replica(site.state, note.federation, site.name)
+    note, payload, site, replica = _opened(message, context, workshop, notes.Settle)
     with replica.locked():
         client, said = _follow(note, payload, site, replica, workshop)
         if said.failure is None:
             workshop.finish(client, note.work, site, replica)
     return Message(notes.pack(said), reply_to=message)
+
+
+def _opened(
+    message: Message, context: Context, workshop: Workshop, kind: type[Order]
+) -> tuple[Order, bytes, Site, Replica]:
+    """An order, its payloads, and whom it is for. Raises PayloadError where that is somebody else."""
+    note, payload = notes.unpack(message.content, kind)
+    site = site_of(context.node_config, asked=note.name, strict=workshop.strict)
+    return note, payload, site, Replica(site.state, note.federation, site.name)
 
 
 def _follow(
