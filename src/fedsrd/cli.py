@@ -22,6 +22,11 @@ data_app = typer.Typer(help="The data sets that come with the embedded default."
 app.add_typer(data_app, name="data")
 
 INTERRUPTED = 130
+MEMORY_ADVICE = (
+    "Use smaller batches (--set training.batch_size=1 --set training.accumulation=8; --batch 1), shorter sequences "
+    '(training.max_length), model.gradient_checkpointing = true, or a 4-bit base (model.quantization = "nf4"); '
+    "`fedsrd plan` estimates what they need."
+)
 PLUGIN_HELP = "A Python file or module with methods of your own; it is executed."
 
 
@@ -33,6 +38,13 @@ def main() -> None:
         app()
     except FedSRDError as error:
         _fail(str(error), error.exit_code)
+    except MemoryError as error:
+        _fail(f"out of memory: {error}\n{MEMORY_ADVICE}", 1)
+    except RuntimeError as error:
+        # torch's own class for it is a RuntimeError, and torch is not to be imported for this.
+        if type(error).__name__ not in ("OutOfMemoryError", "AcceleratorError"):
+            raise
+        _fail(f"the accelerator is out of memory: {str(error).splitlines()[0]}\n{MEMORY_ADVICE}", 1)
     except BrokenPipeError:
         # The reader went away (`fedsrd data list | head`): nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,6 +104,7 @@ def run(
 
 def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bool) -> None:
     from fedsrd.report import terminal
+    from fedsrd.report.evaluation import benchmarks_table
 
     with terminal.RunDisplay(console, recipe.rounds) as display:
         display.say("Checking folder, data and model")
@@ -103,6 +116,8 @@ def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bo
     console.print(terminal.rounds_table(records))
     if summary["final"] is not None:
         console.print(terminal.quality_table(summary))
+    if (table := benchmarks_table(summary)) is not None:
+        console.print(table)
     console.print(terminal.totals(summary), highlight=False)
     for adapter in folder.adapters():
         console.print(f"Adapter: {adapter}  (PeftModel.from_pretrained(base_model, {str(adapter)!r}))", highlight=False)
@@ -227,6 +242,93 @@ def plan(
 
 
 @app.command()
+def evaluate(
+    targets: Annotated[list[str], typer.Argument(help="Runs, adapters or models: folders, or Hugging Face ids.")],
+    suite: Annotated[str, typer.Option("--suite", help="embedded, in-domain, out-of-domain or paper.")] = "embedded",
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Benchmarks of the paper with commas, such as gsm8k,medqa.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most examples of each part.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; an evaluation that was stopped in it goes on.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="NAME=PATH", help="Local questions of a benchmark, in place of the hub's."),
+    ] = None,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Run the programs that the model writes (HumanEval, MBPP), confined.")
+    ] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat-template", help="Put the paper's prompts into the model's chat template.")
+    ] = False,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="chat, alpaca or plain, for the embedded suite; default: the run's.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base/--no-base", help="Evaluate the base model too (cached).")] = True,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences at a time.")] = 8,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of base weights; default: the run's.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure quality: the embedded suite in minutes on a CPU, or the paper's ten benchmarks through lm-eval."""
+    from fedsrd.evaluation import local_files, subjects, suites
+    from fedsrd.report.terminal import now
+
+    for option, value, known in (
+        ("--suite", suite, suites.SUITES),
+        ("--dtype", dtype, ("bfloat16", "float16", "float32")),
+        ("--prompt", prompt, ("chat", "alpaca", "plain")),
+    ):
+        if value is not None and value not in known:
+            _fail(f"{option} {value!r}: expected one of {', '.join(known)}", 2)
+    names = None if tasks is None else tuple(_listed(tasks))
+    benchmarks = suites.chosen(suite, None if names is None else list(names))  # type: ignore[arg-type]
+    found = subjects.resolve(targets)
+    if base:
+        found = subjects.with_bases(found)
+    files = local_files.parse(data or [])
+    folder = out or Path("evaluations") / f"{'tasks' if names else suite}-{now()}"
+    console = _console(as_json)
+    what = "the embedded suite" if names is None and suite == "embedded" else ", ".join(b.title for b in benchmarks)
+    console.print(f"{', '.join(s.name for s in found)} on {what}; into {folder}", highlight=False)
+    request = {
+        "suite": suite,
+        "tasks": names,
+        "limit": limit,
+        "files": files,
+        "run_code": run_code,
+        "chat": chat,
+        "prompt": prompt,
+        "batch_size": batch,
+    }
+    try:
+        scores = _evaluate(console, request, found, folder, device, dtype)
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. Repeat the command with --out {folder} to go on.")
+        raise SystemExit(INTERRUPTED) from None
+    if as_json:
+        typer.echo((folder / "scores.json").read_text(encoding="utf-8"), nl=False)
+        return
+    from fedsrd.report.evaluation import scores_table
+
+    console.print(scores_table(scores))
+    console.print(f"{folder}/scores.md, scores.json, and each one's eval.json (lm-eval's format)", highlight=False)
+
+
+def _evaluate(console: Any, request: dict[str, Any], found: Any, folder: Path, device: str, dtype: str | None) -> Any:
+    from fedsrd.report.evaluation import EvaluationDisplay
+
+    with EvaluationDisplay(console) as display:
+        from fedsrd.evaluation import evaluate as evaluating
+        from fedsrd.evaluation.lending import Lending
+
+        return evaluating.run(
+            evaluating.Request(**request), found, folder, Lending(device, dtype, display.say), display
+        )
+
+
+@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A payload: an uplink, a downlink or a start.")],
     run_folder: Annotated[
@@ -281,6 +383,13 @@ def data_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON."
     for row in rows:
         console.print(f"[bold]{row['name']}[/bold]  {row['source']}; licence: {row['licence']}", highlight=False)
         console.print(f"  {row['citation']}\n  {row['note']}", highlight=False, soft_wrap=True)
+
+
+def _console(as_json: bool) -> Any:
+    """Where people read: standard output, or standard error where that is for JSON."""
+    from rich.console import Console
+
+    return Console(stderr=as_json)
 
 
 def _import(plugins: list[str] | None) -> None:

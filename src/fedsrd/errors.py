@@ -49,3 +49,9 @@ class PayloadError(FedSRDError):
 
 class FederationError(FedSRDError):
     """The round cannot go on (no usable update, replicas differ). The last complete round is kept."""
+
+
+class EvaluationError(FedSRDError):
+    """A benchmark is unknown, cannot be read as it is, or cannot be run safely here."""
+
+    exit_code = 2

@@ -120,11 +120,22 @@ class EvaluationSet(_Section):
 
 
 class EvaluationSection(_Section):
-    """How quality is measured: the mean negative log-likelihood of the response's tokens, set by set."""
+    """How quality is measured: the mean negative log-likelihood of the response's tokens, set by set, and benchmarks.
+
+    Attributes:
+        every: rounds between evaluations; 0 for before and after only.
+        examples: of each set.
+        batch_size: sequences a batch.
+        benchmarks: of the embedded suite (docs/evaluate.md), measured before and after the run.
+        benchmark_examples: of each benchmark.
+        sets: held-out sets.
+    """
 
     every: NotNegative = 0
     examples: Positive = 32
     batch_size: Positive = 8
+    benchmarks: list[str] = []
+    benchmark_examples: Positive = 16
     sets: list[EvaluationSet] = []
 
 

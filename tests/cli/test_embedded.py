@@ -10,7 +10,7 @@ from fedsrd.data.prompt import format_prompt
 from fedsrd.federation import local, setup
 from fedsrd.federation.runfolder import RunFolder
 
-SHORT = ["rounds=1", "training.steps=1", "training.batch_size=2", "training.max_length=64", "evaluation.examples=2"]
+SHORT = ["rounds=1", "training.steps=1", "training.batch_size=2", "training.max_length=64", "evaluation.examples=2", "evaluation.benchmark_examples=2"]
 
 
 class Silent:

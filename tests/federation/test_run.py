@@ -18,7 +18,7 @@ from fedsrd import recipe as recipes
 from fedsrd.core.factors import digest
 from fedsrd.errors import DataError, FederationError, FedSRDError, ModelError, RunFolderError
 from fedsrd.federation import local, session, setup
-from fedsrd.federation.files import write_atomically
+from fedsrd.files import write_atomically
 from fedsrd.federation.runfolder import RunFolder
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedsrd import methods
 from fedsrd.compare.plan import Comparison, Point, Run, VariantSection, slug
+from fedsrd.evaluation import embedded
 from fedsrd.federation.runfolder import RunFolder
 
 Record = dict[str, Any]
@@ -38,6 +39,7 @@ class Curve:
         out_of_domain: mean of the other sets; None where there are none.
         by_set: final NLL of each set.
         base: NLL of each set before the first round.
+        benchmarks: the embedded suite's rows before ("base") and after ("final"); empty where none were asked for.
         bytes_up: all clients' uplink bytes so far, after each evaluated round.
         bytes_down: likewise down.
         seconds: by phase, the mean round.
@@ -55,6 +57,7 @@ class Curve:
     bytes_down: list[int]
     seconds: dict[str, float]
     density: dict[str, float]
+    benchmarks: dict[str, Record]
 
 
 def read_curve(run: Run, folder: Path) -> Curve:
@@ -65,11 +68,13 @@ def read_curve(run: Run, folder: Path) -> Curve:
     inside = [entry.name for entry in sets if entry.in_domain]
     outside = [entry.name for entry in sets if not entry.in_domain]
     owners = [entry.name for entry in run.recipe.clients if entry.name in inside] or inside
-    curve = Curve(run.seed, [], [], [], [], {}, {}, [], [], {}, {})
+    curve = Curve(run.seed, [], [], [], [], {}, {}, [], [], {}, {}, {})
     up = down = 0
     for record in records:
         up += sum(record["bytes_up"].values())
         down += sum(record["bytes_down"].values())
+        if "benchmarks" in record:
+            curve.benchmarks["final" if record["round"] else "base"] = record["benchmarks"]
         quality = record["eval"]
         if not quality:
             continue
@@ -176,8 +181,28 @@ def _row(
         "bytes_down": _spread([curve.bytes_down[-1] for curve in curves]),
         "rounds": max(last, default=0),
         "seconds": {phase: _spread([curve.seconds[phase] for curve in curves]) for phase in SECONDS} if curves else {},
+        "benchmarks": _benchmarks(curves),
         "curves": [vars(curve) for curve in curves],
     }
+
+
+def _benchmarks(curves: Sequence[Curve]) -> Record:
+    """Every benchmark's score over the seeds, with the base model's and the questions' own standard error."""
+    if not curves or not all("final" in curve.benchmarks and "base" in curve.benchmarks for curve in curves):
+        return {}
+    found = {}
+    for name, row in curves[0].benchmarks["base"].items():
+        what = embedded.named(name)
+        base, scores = embedded.score(what, row), [embedded.score(what, c.benchmarks["final"][name]) for c in curves]
+        spread = _spread([score.value for score in scores])
+        found[name] = {
+            "unit": base.unit,
+            "title": base.title,
+            "base": base.value,
+            "stderr": scores[0].stderr,
+            "after": spread,
+        }
+    return found
 
 
 def _finite(score: float) -> float | None:

@@ -4,15 +4,23 @@ It is the metric that separates methods on a 135M model, where multiple choice i
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
 from fedsrd.data.prompt import Encoded
-from fedsrd.training.batches import collate, response_loss
-from fedsrd.training.models import AdaptedModel
+from fedsrd.training.batches import collate, response_loss, response_losses
 
 
-def response_nll(adapted: AdaptedModel, examples: Sequence[Encoded], batch_size: int) -> float:
+class Lent(Protocol):
+    """A causal language model as it is evaluated: its network, tokenizer and device."""
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+
+
+def response_nll(adapted: Lent, examples: Sequence[Encoded], batch_size: int) -> float:
     """Mean NLL of all response tokens of the examples, in nats, for the adapter as it is set.
 
     Args:
@@ -31,8 +39,23 @@ def response_nll(adapted: AdaptedModel, examples: Sequence[Encoded], batch_size:
     return total / max(tokens, 1)
 
 
+def by_example(lent: Lent, examples: Sequence[Encoded], batch_size: int) -> list[tuple[float, int]]:
+    """Each example's summed NLL in nats and its number of response tokens, in the order given."""
+    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].prompt) + len(examples[i].response), i))
+    found = [(0.0, 0)] * len(examples)
+    lent.model.eval()
+    with torch.inference_mode():
+        for at in range(0, len(order), batch_size):
+            places = order[at : at + batch_size]
+            batch = collate([examples[place] for place in places], pad_id=lent.tokenizer.eos_token_id or 0)
+            losses = response_losses(lent.model, batch, lent.device).tolist()
+            for place, loss in zip(places, losses, strict=True):
+                found[place] = (loss, len(examples[place].response))
+    return found
+
+
 def evaluate(
-    adapted: AdaptedModel,
+    adapted: Lent,
     sets: Mapping[str, Sequence[Encoded]],
     batch_size: int,
     on_set: Callable[[str], None] = lambda _: None,

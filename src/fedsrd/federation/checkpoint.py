@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedsrd.core.factors import Factors, digest
 from fedsrd.errors import RunFolderError
-from fedsrd.federation.files import plain
 from fedsrd.federation.messages import Broadcast
+from fedsrd.files import plain
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,8 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
     names = [client.name for client in clients]
 
     def quality() -> dict[str, Any]:
-        if not session.evaluates(server.version):
-            return {"eval": {}}
-        if not method.personal or server.version == 0:
-            return {"eval": session.quality(server.version, server.model(), server.base)}
+        if not method.personal or server.version == 0 or not session.evaluates(server.version):
+            return session.record(server.version, server.model(), server.base)
         by_client = {client.name: measured(client.model(server.factors)) for client in clients}
         sets = next(iter(by_client.values()))
         mean = {name: sum(found[name] for found in by_client.values()) / len(by_client) for name in sets}

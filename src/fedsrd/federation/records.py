@@ -94,6 +94,7 @@ def summarise(recipe: Recipe, table: ShapeTable, records: Sequence[Record]) -> R
             "out_of_domain": _mean([quality[name] for name in outside if name in quality]),
         }
 
+    benchmarks = [record["benchmarks"] for record in records if "benchmarks" in record]
     phases: dict[str, float] = {}
     for record in records:
         for phase, value in record.get("seconds", {}).items():
@@ -113,6 +114,7 @@ def summarise(recipe: Recipe, table: ShapeTable, records: Sequence[Record]) -> R
         "metric": "response NLL, nats a token",
         "base": averages(measured[0]) if measured else None,
         "final": averages(measured[-1]) if measured else None,
+        **({"benchmarks": {"base": benchmarks[0], "final": benchmarks[-1]}} if len(benchmarks) > 1 else {}),
         "digest": records[-1]["digest"],
     }
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from fedsrd.core.factors import Factors, ShapeTable
 from fedsrd.errors import FederationError, RecipeError, RunFolderError
 from fedsrd.federation.checkpoint import Checkpoint
-from fedsrd.federation.files import plain, write_atomically
+from fedsrd.files import plain, write_atomically
 from fedsrd.recipe import Recipe, load
 
 try:

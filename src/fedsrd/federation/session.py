@@ -1,6 +1,7 @@
 """What a run in one process works with: the model that is lent to each client in turn, and everybody's data."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from fedsrd.core.factors import Base, Factors
@@ -133,6 +134,37 @@ class Session:
             found: dict[str, float] = self._assets.get(measure, "base", self.recipe.model, evaluation, *self._prompt)
             return dict(found)
         return measure()
+
+    def record(self, round_number: int, factors: Factors, base: Base) -> dict[str, Any]:
+        """What a round's record says of the quality of one global model: "eval", and "benchmarks" before and after."""
+        if not self.evaluates(round_number):
+            return {"eval": {}}
+        found: dict[str, Any] = {"eval": self.quality(round_number, factors, base)}
+        if self.recipe.evaluation.benchmarks and round_number in (0, self.recipe.rounds):
+            found["benchmarks"] = self._benchmarks(round_number, factors, base)
+        return found
+
+    def _benchmarks(self, round_number: int, factors: Factors, base: Base) -> dict[str, Any]:
+        """Each benchmark's row in lm-eval's form. The base model's are kept on the disk for the next run."""
+        from fedsrd.evaluation import cache, embedded
+
+        evaluation, training = self.recipe.evaluation, self.recipe.training
+        names = evaluation.benchmarks
+        self.adapted.set_factors(factors, base)
+        rows = {}
+        for place, name in enumerate(names):
+            self.observer.activity(round_number, "benchmarks", place, len(names), name)
+            what = embedded.Setting(
+                training.prompt, training.max_length, evaluation.batch_size, evaluation.benchmark_examples
+            )
+            measure = partial(embedded.measure, self.adapted, embedded.named(name), what, self.observer.say)
+            model = self.recipe.model
+            rows[name] = (
+                cache.kept(cache.key(cache.model_identity(model.id, model.revision), name, what, model), measure)
+                if round_number == 0
+                else measure()
+            )
+        return rows
 
     def on_step(self, round_number: int, client: str) -> Any:
         """A callback that shows a client's progress."""

@@ -50,6 +50,7 @@ def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[ShapeTabl
     Raises:
         DataError, ModelError, RecipeError: what is wrong and what to do.
     """
+    from fedsrd.evaluation import embedded
     from fedsrd.training import models
 
     sections = [(data, entry.name) for entry in recipe.clients for data in entry.sections]
@@ -57,6 +58,8 @@ def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[ShapeTabl
     for data, owner in sections:
         assets.get(partial(check_data, data, owner), "checked", data)
     _check_ranks(recipe)
+    for name in recipe.evaluation.benchmarks:
+        embedded.named(name)
     models.pick_device(recipe.model.device)
     return shapes(recipe, observer, assets)
 

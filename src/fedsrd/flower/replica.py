@@ -8,7 +8,7 @@ from pathlib import Path
 from fedsrd.errors import FedSRDError
 from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.client import Client
-from fedsrd.federation.files import write_atomically
+from fedsrd.files import write_atomically
 from fedsrd.flower.log import Log
 
 try:

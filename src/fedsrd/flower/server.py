@@ -26,6 +26,7 @@ from fedsrd.methods import Method
 from fedsrd.recipe import Recipe
 from fedsrd.report import terminal
 from fedsrd.report.board import Board
+from fedsrd.report.evaluation import benchmarks_table
 
 WIDTH = 100
 """Columns, where the output is no terminal but Flower's log."""
@@ -65,6 +66,8 @@ def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None)
     console.print(terminal.rounds_table(records))
     if summary["final"] is not None:
         console.print(terminal.quality_table(summary))
+    if (table := benchmarks_table(summary)) is not None:
+        console.print(table)
     console.print(terminal.totals(summary), highlight=False, soft_wrap=True)
     for adapter in folder.adapters():
         console.print(f"Adapter: {adapter}", highlight=False, soft_wrap=True)
@@ -110,9 +113,7 @@ def _serve(
     federation = restored[0].federation if restored else secrets.token_hex(8)
 
     def quality() -> dict[str, Any]:
-        if session is None or not session.evaluates(server.version):
-            return {"eval": {}}
-        return {"eval": session.quality(server.version, server.model(), server.base)}
+        return session.record(server.version, server.model(), server.base) if session else {"eval": {}}
 
     asked = recipe.participation
     engine = FlowerEngine(

@@ -61,6 +61,23 @@ def cost_rows(results: Record) -> Cells:
     return heads, cells
 
 
+def benchmark_rows(results: Record) -> Cells:
+    """The table of the embedded suite's benchmarks; empty where a row has none."""
+    rows = [row for row in ordered(results) if row.get("benchmarks")]
+    if not rows:
+        return [], []
+    first = rows[0]["benchmarks"]
+    arrows = {"nats": "↓", "%": "% ↑"}
+    heads = ["method", *(f"{one['title']} {arrows[one['unit']]}" for one in first.values())]
+    cells = [["base model", *(_figure(one["base"], one["unit"]) for one in first.values())]]
+    for row in rows:
+        found = [row["benchmarks"][name] for name in first]
+        cells.append([row["label"], *(_figure(one["after"]["mean"], one["unit"]) for one in found)])
+    errors = [_figure(one["stderr"], one["unit"]) for one in first.values()]
+    cells.append(["(standard error)", *errors])
+    return heads, cells
+
+
 def seconds_rows(results: Record) -> Cells:
     """The table of seconds a round by phase."""
     rows = ordered(results)
@@ -76,6 +93,7 @@ def terminal_tables(results: Record) -> list[Table]:
     return [
         _table(f"Held-out response NLL, nats a token: {_seeds(results)}", heads[:cut], [row[:cut] for row in cells]),
         _table("By set", [*heads[:1], *heads[cut:]], [[*row[:1], *row[cut:]] for row in cells]),
+        *([_table("Benchmarks", *benchmark_rows(results))] if benchmark_rows(results)[0] else []),
         _table(f"Bytes a client and round, and in all{_target(results)}", *cost_rows(results)),
         _table("Seconds a round, all clients", *seconds_rows(results)),
     ]
@@ -95,6 +113,11 @@ def markdown(results: Record, command: str) -> str:
         "Seconds a round, all clients; `decode` is reading and applying at both ends.",
         _markdown(*seconds_rows(results)),
     ]
+    if benchmark_rows(results)[0]:
+        parts.append(
+            "The embedded suite's benchmarks; the standard error is that of the questions (first row, one seed):"
+        )
+        parts.append(_markdown(*benchmark_rows(results)))
     searched = [row for row in results["rows"] if row["search"]]
     if searched:
         seeds = ", ".join(map(str, results["grid_seeds"]))
@@ -170,6 +193,10 @@ def mib(count: float) -> str:
     """Bytes in MiB, with as many decimals as matter."""
     value = count / MIB
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 0.01 else "0"
+
+
+def _figure(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value:.3f}" if unit == "nats" else f"{value:.1f}"
 
 
 def _own(row: Record) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 
 from fedsrd.compare.plan import Comparison
 from fedsrd.compare.results import collect
-from fedsrd.federation.files import write_atomically
 from fedsrd.federation.setup import environment
+from fedsrd.files import write_atomically
 from fedsrd.report import comparison as tables
 from fedsrd.report import figures
 

@@ -57,6 +57,19 @@ def response_loss(model: Any, batch: Batch, device: torch.device) -> Tensor:
 
     The logits of the prompt are never computed.
     """
+    logits, labels = _responses(model, batch, device)
+    return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+
+
+def response_losses(model: Any, batch: Batch, device: torch.device) -> Tensor:
+    """The same by sequence: (batch,) float32."""
+    logits, labels = _responses(model, batch, device)
+    losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+    return losses.view(len(batch.labels), -1).sum(1)
+
+
+def _responses(model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Logits (batch x longest response, vocabulary) float32, and their labels."""
     keep = batch.labels.shape[1] + 1
     output = model(
         input_ids=batch.ids.to(device),
@@ -65,10 +78,7 @@ def response_loss(model: Any, batch: Batch, device: torch.device) -> Tensor:
         logits_to_keep=keep,
         use_cache=False,
     )
-    logits = output.logits[:, -keep:-1].flatten(0, 1).float()
-    return torch.nn.functional.cross_entropy(
-        logits, batch.labels.to(device).flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    return output.logits[:, -keep:-1].flatten(0, 1).float(), batch.labels.to(device).flatten()
 
 
 def draw(count: int, wanted: int, start: int, seed: int, *names: str | int) -> list[int]:

@@ -73,6 +73,40 @@ def adapted_table(model: Any, lora: Any, model_id: str) -> ShapeTable:
     return table
 
 
+def load_base(
+    model_id: str, *, revision: str | None = None, dtype: str = "bfloat16", say: Say = silent
+) -> tuple[Any, Any]:
+    """A base model and its tokenizer, on the CPU. Raises ModelError as `shape_table`, or if weights cannot be read."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = source_of(model_id, say)
+    with quiet_libraries(), _explained(model_id):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            # Never a pickle: in a federation, the server names the model.
+            source,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+        )
+    return model, tokenizer
+
+
+def source_of(model_id: str, say: Say = silent) -> str:
+    """Where a model is read from: its folder, or its id on the hub. Raises as `embedded.resolve`."""
+    return embedded.resolve(model_id, say)
+
+
+def commit_of(model_id: str, revision: str | None = None) -> str | None:
+    """The hub's commit that a model's config is of; None for a folder. Raises ModelError as `shape_table`."""
+    from transformers import AutoConfig
+
+    source = source_of(model_id)
+    with quiet_libraries(), _explained(model_id):
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    return getattr(config, "_commit_hash", None)
+
+
 class AdaptedModel:
     """A base model with its adapter and tokenizer, on one device; factors go in and come out as float32 CPU tensors.
 
@@ -106,19 +140,8 @@ class AdaptedModel:
         Raises:
             ModelError: as `shape_table`; the device is not there; or the weights cannot be read.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         place = pick_device(device)
-        source = embedded.resolve(model_id, say)
-        with quiet_libraries(), _explained(model_id):
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            model = AutoModelForCausalLM.from_pretrained(
-                # Never a pickle: in a federation, the server names the model.
-                source,
-                revision=revision,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-            )
+        model, tokenizer = load_base(model_id, revision=revision, dtype=dtype, say=say)
         model.to(place)
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -100,5 +100,23 @@ def option_text(question: str, letter: str) -> str | None:
     return f"{letter}. {options[letter]}" if len(options) > 1 and options.get(letter) else None
 
 
+# MedMCQA's options are answered as they stand.
+_LINE = re.compile(r"^[a-e]\) .*$", re.MULTILINE)
+
+
+def options(question: str) -> list[str]:
+    r"""Every option of a question, as a response to it would be; none where they cannot be told apart.
+
+    >>> options("Which one?\nA. A.one\nB. B.two"), options("Which?\n\na) one\nb) two")
+    (['A. one', 'B. two'], ['a) one', 'b) two'])
+    """
+    letters = sorted({match[1] for match in _OPTION.finditer(question)})
+    found = [option_text(question, letter) for letter in letters]
+    if len(found) > 1:
+        return [text for text in found if text]
+    lines = [line.strip() for line in _LINE.findall(question)]
+    return lines if len(lines) > 1 else []
+
+
 def _rows(lines: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines.split(b"\n") if line.strip()]

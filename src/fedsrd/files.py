@@ -4,8 +4,10 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -34,7 +36,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def plain(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """Tensors that safetensors takes."""
     # safetensors refuses views, and tensors that share memory.
     found: dict[str, Tensor] = {}

@@ -1,0 +1,189 @@
+"""The embedded suite: what packages carry, in minutes on a CPU, by likelihood and one generated exact match.
+
+Results have lm-eval's shape, "METRIC,FILTER" with its standard error, so that they lie beside those of its tasks.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedsrd.data import catalog
+from fedsrd.data.examples import Example
+from fedsrd.data.prompt import Style, encode, format_prompt
+from fedsrd.data.sources.benchmarks import options
+from fedsrd.errors import EvaluationError
+from fedsrd.evaluation import choices, exact, nll
+from fedsrd.evaluation.nll import Lent
+from fedsrd.evaluation.scores import Score
+from fedsrd.packages import Say, silent
+
+VERSION = 1
+"""Of the suite: whoever changes what is measured counts it up."""
+NEW_TOKENS = 120
+"""Of an answer that is generated; worked answers have 40 to 90."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measurement of the suite.
+
+    Attributes:
+        name: unique.
+        title: for people.
+        domain: code, medical, finance, math, general or law.
+        in_domain: whether an embedded specialist trains on this domain.
+        kind: held-out response NLL, multiple choice by likelihood, or generated exact match.
+        data: embedded data set, of which the held-out part is used.
+        examples: how many, unless said otherwise.
+    """
+
+    name: str
+    title: str
+    domain: str
+    in_domain: bool
+    kind: Literal["nll", "choice", "exact"]
+    data: str
+    examples: int
+
+    @property
+    def metric(self) -> str:
+        """lm-eval's name of the score that counts."""
+        return {"nll": "nll,none", "choice": "acc,none", "exact": "exact_match,flexible-extract"}[self.kind]
+
+
+MEASURES = (
+    Measure("code-nll", "code NLL", "code", True, "nll", "code", 24),
+    Measure("medical-nll", "medical NLL", "medical", True, "nll", "medical", 24),
+    Measure("finance-nll", "finance NLL", "finance", True, "nll", "finance", 24),
+    Measure("math-nll", "math NLL", "math", True, "nll", "math", 24),
+    Measure("humaneval-nll", "HumanEval solutions NLL", "code", True, "nll", "humaneval", 24),
+    Measure("general-nll", "LogiQA answers NLL", "general", False, "nll", "logiqa", 24),
+    Measure("law-nll", "tort law answers NLL", "law", False, "nll", "tort-law", 24),
+    Measure("math-exact", "math, exact match", "math", True, "exact", "math", 24),
+    Measure("medmcqa", "MedMCQA", "medical", True, "choice", "medmcqa", 48),
+    Measure("logiqa", "LogiQA", "general", False, "choice", "logiqa", 48),
+    Measure("tort-law", "US tort law", "law", False, "choice", "tort-law", 48),
+)
+
+
+def named(name: str) -> Measure:
+    """The measurement of that name. Raises EvaluationError if there is none (the nearest is named)."""
+    found = {measure.name: measure for measure in MEASURES}
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise EvaluationError(f"no embedded benchmark {name!r}; {hint}Known: {', '.join(found)}")
+    return found[name]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How examples are put to a model.
+
+    Attributes:
+        style: of the prompt.
+        max_length: tokens of prompt and response, of likelihoods.
+        batch_size: sequences a batch.
+        limit: most examples; None for each measurement's own number.
+    """
+
+    style: Style
+    max_length: int = 160
+    batch_size: int = 8
+    limit: int | None = None
+
+
+def measure(lent: Lent, what: Measure, setting: Setting, say: Say = silent) -> dict[str, Any]:
+    """One measurement of a model.
+
+    Args:
+        lent: the model.
+        what: which measurement.
+        setting: how.
+        say: told what takes long.
+
+    Returns:
+        The row of lm-eval's "results": metrics, their standard errors, and "sample_len".
+
+    Raises:
+        DataError, PackageError: the data cannot be had, or the style does not fit the tokenizer.
+    """
+    examples = catalog.load(what.data, "test", say)
+    if what.kind == "choice":
+        # Those whose options can be told apart.
+        examples = [example for example in examples if example.response in options(example.instruction)]
+    chosen = examples[: setting.limit or what.examples]
+    return {"alias": what.name, "sample_len": len(chosen), **_SCORERS[what.kind](lent, chosen, setting)}
+
+
+def score(measure: Measure, row: Mapping[str, Any]) -> Score:
+    """A row as one figure: likelihoods in nats, shares in percent."""
+    name, _, filtered = measure.metric.partition(",")
+    value, error = row[measure.metric], row[f"{name}_stderr,{filtered}"]
+    scale = 1 if measure.kind == "nll" else 100
+    return Score(
+        measure.name,
+        measure.title,
+        measure.domain,
+        measure.in_domain,
+        "nats" if measure.kind == "nll" else "%",
+        scale * value,
+        None if error is None else scale * error,
+        row["sample_len"],
+    )
+
+
+Row = dict[str, float | None]
+
+
+def _nll(lent: Lent, examples: Sequence[Example], setting: Setting) -> Row:
+    encoded = [encode(example, setting.style, lent.tokenizer, setting.max_length) for example in examples]
+    rows = nll.by_example(lent, encoded, setting.batch_size)
+    tokens = sum(count for _, count in rows)
+    mean = sum(loss for loss, _ in rows) / tokens
+    # Of a ratio of sums, by its linear part; examples are the units, tokens of one are not independent.
+    spread = sum((loss - mean * count) ** 2 for loss, count in rows)
+    error = math.sqrt(spread * len(rows) / (len(rows) - 1)) / tokens if len(rows) > 1 else None
+    return {"nll,none": mean, "nll_stderr,none": error}
+
+
+def _choice(lent: Lent, examples: Sequence[Example], setting: Setting) -> Row:
+    questions = []
+    for example in examples:
+        texts = options(example.instruction)
+        tokens = [list(lent.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        prompt = _prompt(lent, example, setting.style)
+        questions.append(choices.Question(prompt, tuple(tokens), tuple(map(len, texts)), texts.index(example.response)))
+    whole, each = choices.answered(lent, questions, setting.batch_size)
+    return {**_share("acc", "none", whole), **_share("acc_norm", "none", each)}
+
+
+def _exact(lent: Lent, examples: Sequence[Example], setting: Setting) -> Row:
+    prompts = [_prompt(lent, example, setting.style) for example in examples]
+    # One token at a time is bound by reading the weights: more sequences cost next to nothing.
+    answers = exact.generate(lent, prompts, NEW_TOKENS, 4 * setting.batch_size)
+    right = [exact.matches(answer, example.response) for answer, example in zip(answers, examples, strict=True)]
+    return _share("exact_match", "flexible-extract", right)
+
+
+def _prompt(lent: Lent, example: Example, style: Style) -> list[int]:
+    """The whole prompt: a question that is cut has lost its options."""
+    text = format_prompt(example.instruction, style, lent.tokenizer)
+    return list(lent.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _share(metric: str, filtered: str, hits: Sequence[bool]) -> Row:
+    count = len(hits)
+    share = sum(hits) / count
+    # lm-eval's: of a mean, with the sample's own variance.
+    error = math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else None
+    return {f"{metric},{filtered}": share, f"{metric}_stderr,{filtered}": error}
+
+
+_SCORERS: dict[str, Callable[[Lent, Sequence[Example], Setting], Row]] = {
+    "nll": _nll,
+    "choice": _choice,
+    "exact": _exact,
+}
