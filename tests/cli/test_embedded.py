@@ -10,7 +10,14 @@ from fedsrd.data.prompt import format_prompt
 from fedsrd.federation import local, setup
 from fedsrd.federation.runfolder import RunFolder
 
-SHORT = ["rounds=1", "training.steps=1", "training.batch_size=2", "training.max_length=64", "evaluation.examples=2", "evaluation.benchmark_examples=2"]
+SHORT = [
+    "rounds=1",
+    "training.steps=1",
+    "training.batch_size=2",
+    "training.max_length=64",
+    "evaluation.examples=2",
+    "evaluation.benchmark_examples=2",
+]
 
 
 class Silent:
@@ -38,6 +45,8 @@ def test_four_specialists_train_one_real_model(tmp_path):
     summary = local.run(prepared, Silent())
     assert summary["base"]["in_domain"] > 1
     assert set(summary["final"]["by_set"]) == {"code", "medical", "finance", "math", "general", "law"}
+    assert set(summary["benchmarks"]["final"]) == {"humaneval-nll", "math-exact", "medmcqa", "logiqa", "tort-law"}
+    assert summary["benchmarks"]["final"]["medmcqa"]["sample_len"] == 2
     record = json.loads((out.path / "rounds.jsonl").read_text().splitlines()[1])
     dense = 4 * prepared.table.elements
     assert all(size < 0.04 * dense for size in record["bytes_up"].values())

@@ -18,8 +18,8 @@ from fedsrd import recipe as recipes
 from fedsrd.core.factors import digest
 from fedsrd.errors import DataError, FederationError, FedSRDError, ModelError, RunFolderError
 from fedsrd.federation import local, session, setup
-from fedsrd.files import write_atomically
 from fedsrd.federation.runfolder import RunFolder
+from fedsrd.files import write_atomically
 
 
 class Quiet:
