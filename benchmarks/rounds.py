@@ -16,6 +16,7 @@ from fedsrd.data.prompt import Encoded, encode
 from fedsrd.federation import local, setup
 from fedsrd.federation.records import Record
 from fedsrd.federation.runfolder import RunFolder
+from fedsrd.training.loading import BaseOptions
 from fedsrd.training.models import AdaptedModel, lora_config
 from fedsrd.training.sft import LocalTrainer, SFTOptions
 
@@ -79,7 +80,7 @@ def run_training(quick: bool) -> Result:
     training = chosen.training
     steps = 2 if quick else 8
     lora = lora_config(chosen.lora.rank, chosen.lora.alpha, 0.0, "all-linear")
-    adapted = AdaptedModel.load(chosen.model.id, lora, dtype="bfloat16", device="cpu")
+    adapted = AdaptedModel.load(chosen.model.id, lora, BaseOptions(device="cpu"))
     raw = catalog.load("medical", "train")[:200]
     examples = [encode(example, training.prompt, adapted.tokenizer, training.max_length) for example in raw]
     options = SFTOptions(steps, training.batch_size, 1, training.learning_rate, 0.0, 1.0)

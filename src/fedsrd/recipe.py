@@ -26,13 +26,27 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """The frozen base model: a Hugging Face id, a folder, or "embedded:smollm2-135m"."""
+    """The frozen base model: a Hugging Face id, a folder, or "embedded:smollm2-135m".
+
+    Attributes:
+        id: which model.
+        revision: a branch, tag or commit of the hub.
+        dtype: of the weights, and of computing.
+        device: "auto" is the first GPU, else the CPU.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        quantization: "nf4": the base in 4 bits with double quantisation (QLoRA, arXiv 2305.14314), by bitsandbytes.
+        attention: how attention is computed; "auto" is what transformers chooses.
+        license: of the base model, for the adapter's card; a name of the hub such as "apache-2.0" or "llama3.2".
+    """
 
     id: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     device: str = "auto"
     gradient_checkpointing: bool = False
+    quantization: Literal["none", "nf4"] = "none"
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    license: str | None = None
 
 
 class LoraSection(_Section):
@@ -45,7 +59,11 @@ class LoraSection(_Section):
 
 
 class TrainingSection(_Section):
-    """One client's local fine-tuning in one round; AdamW, fresh each round, constant rate."""
+    """One client's local fine-tuning in one round; AdamW, fresh each round, constant rate.
+
+    With `packing`, a batch's sequences lie one behind the other without padding, each seeing itself only: the same
+    gradients, and no time spent on padding.
+    """
 
     steps: Positive = 10
     batch_size: Positive = 4
@@ -55,6 +73,7 @@ class TrainingSection(_Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_length: Annotated[int, Field(ge=8)] = 512
     prompt: Literal["chat", "alpaca", "plain"] = "chat"
+    packing: bool = False
 
 
 class DataSection(_Section):

@@ -11,6 +11,7 @@ from fedsrd.data.prompt import Encoded
 from fedsrd.errors import ModelError
 from fedsrd.evaluation.nll import response_nll
 from fedsrd.training.batches import IGNORED, collate, draw, response_loss
+from fedsrd.training.loading import BaseOptions
 from fedsrd.training.models import (
     AdaptedModel,
     adapter_config,
@@ -33,7 +34,7 @@ def lora():
 
 @pytest.fixture(scope="module")
 def adapted(tiny_model, lora):
-    return AdaptedModel.load(str(tiny_model), lora, dtype="float32", device="cpu")
+    return AdaptedModel.load(str(tiny_model), lora, BaseOptions(dtype="float32", device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,7 @@ def test_gradient_checkpointing_and_a_bfloat16_base_train_float32_adapters(tiny_
         AdaptedModel.load(
             str(tiny_model),
             lora_config(4, 8, 0.0, "all-linear"),
-            dtype=dtype,
-            device="cpu",
-            gradient_checkpointing=saves,
+            BaseOptions(dtype=dtype, device="cpu", gradient_checkpointing=saves),
         )
         for dtype, saves in (("float32", False), ("float32", True), ("bfloat16", False))
     )
@@ -166,10 +165,10 @@ def test_unknown_targets_and_models_are_explained(tiny_model, tmp_path):
 
 def test_a_device_that_is_not_there(tiny_model, lora):
     with pytest.raises(ModelError, match=r"model\.device = 'tpu9'"):
-        AdaptedModel.load(str(tiny_model), lora, device="tpu9")
+        AdaptedModel.load(str(tiny_model), lora, BaseOptions(device="tpu9"))
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="torch finds no GPU"):
-            AdaptedModel.load(str(tiny_model), lora, device="cuda")
+            AdaptedModel.load(str(tiny_model), lora, BaseOptions(device="cuda"))
 
 
 def test_the_proximal_term_holds_training_near_its_start(adapted, table):
@@ -205,7 +204,7 @@ def test_a_changed_base_computes_what_its_merged_adapter_says_and_goes_back(tiny
     from transformers import AutoModelForCausalLM
 
     lora = lora_config(4, 8, 0.0, "all-linear")
-    adapted = AdaptedModel.load(str(tiny_model), lora, dtype="float32", device="cpu")
+    adapted = AdaptedModel.load(str(tiny_model), lora, BaseOptions(dtype="float32", device="cpu"))
     factors = {name: LoraPair(pair.B + 0.01, pair.A) for name, pair in initial_factors(table, 0).items()}
     torch.manual_seed(0)
     base = {m.name: 0.05 * torch.randn(m.out_features, m.in_features) for m in table.modules[:9]}

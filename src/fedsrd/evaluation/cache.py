@@ -10,7 +10,7 @@ from typing import Any
 from fedsrd.errors import EvaluationError
 from fedsrd.files import write_atomically
 from fedsrd.packages import cache_dir, file_sha256
-from fedsrd.training import models
+from fedsrd.training import loading
 
 
 def key(*facts: object) -> str:
@@ -24,8 +24,8 @@ def model_identity(model: str, revision: str | None) -> str:
 
     Reads the config, not the weights. Raises ModelError if there is no such model.
     """
-    commit = models.commit_of(model, revision)
-    source = models.source_of(model)
+    commit = loading.commit_of(model, revision)
+    source = loading.source_of(model)
     folder = Path(source)
     if not folder.is_dir():
         return repr((source, commit or revision))

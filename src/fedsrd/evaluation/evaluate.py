@@ -132,7 +132,9 @@ class _One:
     def part(self, name: str) -> Any:
         """One part's result: from the folder, for a base model from the cache, or measured now."""
         dtype, device = self.lending.dtype(self.subject), self.lending.device.type
-        key = cache.key(self.identity, self.subject.prompt, dtype, device, self.runner.facts(name))
+        key = cache.key(
+            self.identity, self.subject.prompt, self.subject.quantization, dtype, device, self.runner.facts(name)
+        )
         file = self.folder / "parts" / f"{name}.json"
         stored = cache.read(file) or {}
         if stored.get("key") != key:

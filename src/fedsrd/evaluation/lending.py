@@ -9,7 +9,7 @@ from fedsrd.errors import EvaluationError
 from fedsrd.evaluation import cache
 from fedsrd.evaluation.subjects import Subject
 from fedsrd.packages import Say, silent
-from fedsrd.training import models
+from fedsrd.training import loading
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Lending:
     """
 
     def __init__(self, device: str = "auto", dtype: str | None = None, say: Say = silent) -> None:
-        self.device = models.pick_device(device)
+        self.device = loading.pick_device(device)
         self._dtype = dtype
         self._say = say
         self._key: tuple[object, ...] = ()
@@ -44,7 +44,7 @@ class Lending:
 
     def identity(self, subject: Subject) -> str:
         """A name for exactly this subject's weights (`evaluation.cache`); reads the base's config, not its weights."""
-        models.source_of(subject.model, self._say)
+        loading.source_of(subject.model, self._say)
         base = cache.model_identity(subject.model, subject.revision)
         return base if subject.adapter is None else f"{base} {cache.adapter_identity(subject.adapter)}"
 
@@ -55,13 +55,13 @@ class Lending:
             ModelError: the base cannot be loaded.
             EvaluationError: the adapter cannot be read, or does not fit the base.
         """
-        key = (subject.model, subject.revision, self.dtype(subject))
+        key = (subject.model, subject.revision, self.dtype(subject), subject.quantization)
         if self._key != key:
             self._say(f"Loading {subject.model}")
-            self._base, self._tokenizer = models.load_base(
-                subject.model, revision=subject.revision, dtype=self.dtype(subject), say=self._say
+            options = loading.BaseOptions(
+                subject.revision, self.dtype(subject), str(self.device), quantization=subject.quantization
             )
-            self._base.to(self.device)
+            self._base, self._tokenizer = loading.load_base(subject.model, options, self._say)
             self._key = key
         elif hasattr(self._base, "unload"):
             self._base = self._base.unload()

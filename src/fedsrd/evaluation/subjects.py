@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from fedsrd.errors import EvaluationError
 
@@ -22,6 +23,7 @@ class Subject:
         adapter: the folder of a PEFT adapter; None for the base model itself.
         prompt: the prompt style that it was trained with, "chat", "alpaca" or "plain"; None where unknown.
         dtype: of the weights in its recipe; None where unknown.
+        quantization: of the base in its recipe.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Subject:
     adapter: Path | None = None
     prompt: str | None = None
     dtype: str | None = None
+    quantization: Literal["none", "nf4"] = "none"
 
     @property
     def base(self) -> "Subject":
@@ -58,7 +61,9 @@ def with_bases(found: Sequence[Subject]) -> list[Subject]:
     bases: dict[tuple[object, ...], Subject] = {}
     for subject in found:
         if subject.adapter is not None:
-            bases.setdefault((subject.model, subject.revision, subject.prompt, subject.dtype), subject.base)
+            bases.setdefault(
+                (subject.model, subject.revision, subject.prompt, subject.dtype, subject.quantization), subject.base
+            )
     distinct = [replace(base, name=BASE if len(bases) == 1 else f"{BASE} {base.model}") for base in bases.values()]
     return [*distinct, *found]
 
@@ -83,7 +88,14 @@ def _of_run(path: Path) -> list[Subject]:
     try:
         recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
         model, prompt = recipe["model"], recipe["training"]["prompt"]
-        whole = Subject("", model["id"], model.get("revision"), None, prompt, model["dtype"])
+        whole = Subject(
+            "",
+            model["id"],
+            model.get("revision"),
+            prompt=prompt,
+            dtype=model["dtype"],
+            quantization=model.get("quantization", "none"),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         raise EvaluationError(f"{path}/recipe.toml: not as a run writes it; expected a run's folder") from None
     own = sorted((path / "adapters").glob("*/adapter_config.json"))

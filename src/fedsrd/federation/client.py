@@ -152,6 +152,9 @@ class Client:
             # What this replica holds is not to be built on; only a start or a snapshot takes it further.
             self.version = -1
             return Failure(self.name, task.round, str(error), lost=True)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            reason = (str(error).splitlines() or ["no more memory"])[0]
+            return Failure(self.name, task.round, f"out of memory: {reason} (smaller batches need less)")
 
     def train(self, task: TrainTask, on_step: Callable[[int, float], None]) -> Update | Failure:
         """Trains one round and gives the update, or the reason why there is none.

@@ -9,6 +9,7 @@ import torch
 
 from fedsrd import methods
 from fedsrd.core.factors import Factors, ShapeTable
+from fedsrd.federation.card import card
 from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.records import Record, round_record, start_record, summarise
 from fedsrd.federation.rounds import Rounds
@@ -101,8 +102,9 @@ class Driver:
             self._commit(records)
 
     def summarise(self, records: list[Record]) -> Record:
-        """Writes summary.json and gives its content."""
+        """Writes the adapter's card and summary.json, and gives the summary."""
         summary = summarise(self.recipe, self.table, records)
+        self.folder.write_cards(card(self.recipe, summary))
         self.folder.write_summary(summary)
         return summary
 

@@ -206,6 +206,12 @@ class RunFolder:
             write_atomically(folder / "adapter_model.safetensors", save(plain(tensors), metadata={"format": "pt"}))
         return folder
 
+    def write_cards(self, text: str) -> None:
+        """Puts a model card, README.md, beside every adapter of the run."""
+        with self._disk("the model card"):
+            for adapter in self.adapters():
+                write_atomically(adapter / "README.md", text.encode())
+
     def write_summary(self, summary: Record) -> None:
         """Writes summary.json."""
         with self._disk("the summary"):

@@ -8,7 +8,7 @@ from fedsrd.core.factors import Base, Factors
 from fedsrd.data.examples import Example
 from fedsrd.data.prompt import Encoded, encode
 from fedsrd.errors import DataError
-from fedsrd.recipe import DataSection, Recipe
+from fedsrd.recipe import DataSection, ModelSection, Recipe
 
 EMBEDDED = "embedded:"
 
@@ -77,15 +77,7 @@ class Session:
 
         model = self.recipe.model
         self.observer.say(f"Loading {model.id}")
-        return AdaptedModel.load(
-            model.id,
-            self._lora,
-            revision=model.revision,
-            dtype=model.dtype,
-            device=model.device,
-            gradient_checkpointing=model.gradient_checkpointing,
-            say=self.observer.say,
-        )
+        return AdaptedModel.load(model.id, self._lora, base_options(model), say=self.observer.say)
 
     def trainers(self, pool: str | None = None) -> dict[str, Any]:
         """One trainer a client by name, in the recipe's order, all with the same model.
@@ -103,6 +95,7 @@ class Session:
             training.learning_rate,
             training.weight_decay,
             training.max_grad_norm,
+            training.packing,
         )
         each = {
             name: LocalTrainer(self.adapted, examples, options, name, recipe.seed)
@@ -194,6 +187,13 @@ class Session:
     def _encoded(self, examples: Sequence[Example]) -> list[Encoded]:
         training = self.recipe.training
         return [encode(e, training.prompt, self.adapted.tokenizer, training.max_length) for e in examples]
+
+
+def base_options(model: ModelSection) -> Any:
+    """How a recipe's base model is loaded."""
+    from fedsrd.training.loading import BaseOptions
+
+    return BaseOptions(**model.model_dump(exclude={"id", "license"}))
 
 
 def load_examples(data: DataSection, owner: str, observer: Observer) -> list[Example]:

@@ -51,7 +51,7 @@ def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[ShapeTabl
         DataError, ModelError, RecipeError: what is wrong and what to do.
     """
     from fedsrd.evaluation import embedded
-    from fedsrd.training import models
+    from fedsrd.training import loading
 
     sections = [(data, entry.name) for entry in recipe.clients for data in entry.sections]
     sections += [(entry.data, entry.name) for entry in recipe.evaluation.sets]
@@ -60,7 +60,13 @@ def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[ShapeTabl
     _check_ranks(recipe)
     for name in recipe.evaluation.benchmarks:
         embedded.named(name)
-    models.pick_device(recipe.model.device)
+    loading.pick_device(recipe.model.device)
+    if recipe.model.quantization != "none" and methods.get(recipe.method["name"]).changes_base:
+        fits = [name for name in methods.names() if not methods.get(name).changes_base]
+        raise RecipeError(
+            f"model.quantization = {recipe.model.quantization!r}: {recipe.method['name']} changes the base model, and "
+            f"a quantised one cannot be changed; methods that leave it as it is: {', '.join(fits)}"
+        )
     return shapes(recipe, observer, assets)
 
 

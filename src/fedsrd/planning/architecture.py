@@ -46,12 +46,12 @@ def architecture(model: str, rank: int, targets: str | list[str], revision: str 
     Raises:
         ModelError: there is no such model, or it cannot be adapted so.
     """
-    from fedsrd.training import models
+    from fedsrd.training import loading, models
 
     with ExitStack() as stack:
         source = _source(model, stack)
         lora = models.lora_config(rank, 2 * rank, 0.0, targets)
-        empty = models.empty_model(source, revision)
+        empty = loading.empty_model(source, revision)
         parameters = sum({id(p): p.numel() for p in empty.parameters()}.values())
         config = empty.config.get_text_config()
         table = models.adapted_table(empty, lora, model)

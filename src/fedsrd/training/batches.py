@@ -52,6 +52,53 @@ def collate(examples: Sequence[Encoded], pad_id: int) -> Batch:
     return Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), labels)
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Sequences one behind the other, without padding; positions begin anew with each, and so models tell them apart.
+
+    Attributes:
+        ids: (1, tokens) int64.
+        positions: (1, tokens) int64, counted from each sequence's first token.
+        kept: (response tokens,) int64: the places whose next token is one of a response.
+        labels: (response tokens,) int64: these tokens.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    kept: Tensor
+    labels: Tensor
+
+    @property
+    def response_tokens(self) -> int:
+        return len(self.labels)
+
+
+def pack(examples: Sequence[Encoded]) -> Packed:
+    """Packs sequences whose prompts are not empty."""
+    ids: list[int] = []
+    positions: list[int] = []
+    kept: list[int] = []
+    labels: list[int] = []
+    for example in examples:
+        first = len(ids) + len(example.prompt) - 1
+        kept += range(first, first + len(example.response))
+        ids += [*example.prompt, *example.response]
+        positions += range(len(example.prompt) + len(example.response))
+        labels += example.response
+    return Packed(torch.tensor([ids]), torch.tensor([positions]), torch.tensor(kept), torch.tensor(labels))
+
+
+def packed_loss(model: Any, batch: Packed, device: torch.device) -> Tensor:
+    """As `response_loss`, of a packed batch; logits are computed for the response tokens alone."""
+    output = model(
+        input_ids=batch.ids.to(device),
+        position_ids=batch.positions.to(device),
+        logits_to_keep=batch.kept.to(device),
+        use_cache=False,
+    )
+    return torch.nn.functional.cross_entropy(output.logits[0].float(), batch.labels.to(device), reduction="sum")
+
+
 def response_loss(model: Any, batch: Batch, device: torch.device) -> Tensor:
     """Sum over the batch's response tokens of their negative log-likelihood, a scalar in nats, float32.
 

@@ -1,10 +1,7 @@
 """Base models with a LoRA adapter whose factors can be set and read: the only place that knows PEFT's names."""
 
-import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +11,7 @@ from fedsrd.core.factors import FACTORS, Base, Factor, Factors, LoraPair, Module
 from fedsrd.errors import ModelError
 from fedsrd.packages import Say, silent
 from fedsrd.training import embedded
+from fedsrd.training.loading import BaseOptions, empty_model, load_base, pick_device
 from fedsrd.training.quiet import quiet_libraries
 
 _PEFT_PREFIX = "base_model.model."
@@ -48,17 +46,6 @@ def shape_table(model_id: str, lora: Any, revision: str | None = None, say: Say 
     return adapted_table(empty_model(model_id, revision, say), lora, model_id)
 
 
-def empty_model(model_id: str, revision: str | None = None, say: Say = silent) -> Any:
-    """A model without weights (meta device), from its config. Raises ModelError as `shape_table`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    source = embedded.resolve(model_id, say)
-    with quiet_libraries(), _explained(model_id):
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-
-
 def adapted_table(model: Any, lora: Any, model_id: str) -> ShapeTable:
     """The modules that `lora` adapts in an empty model. Raises ModelError as `shape_table`."""
     adapted = _adapt(model, lora, model_id, on_meta=True)
@@ -71,40 +58,6 @@ def adapted_table(model: Any, lora: Any, model_id: str) -> ShapeTable:
                 f"{min(min(m.out_features, m.in_features) for m in table.modules)}"
             )
     return table
-
-
-def load_base(
-    model_id: str, *, revision: str | None = None, dtype: str = "bfloat16", say: Say = silent
-) -> tuple[Any, Any]:
-    """A base model and its tokenizer, on the CPU. Raises ModelError as `shape_table`, or if weights cannot be read."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = source_of(model_id, say)
-    with quiet_libraries(), _explained(model_id):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            # Never a pickle: in a federation, the server names the model.
-            source,
-            revision=revision,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-        )
-    return model, tokenizer
-
-
-def source_of(model_id: str, say: Say = silent) -> str:
-    """Where a model is read from: its folder, or its id on the hub. Raises as `embedded.resolve`."""
-    return embedded.resolve(model_id, say)
-
-
-def commit_of(model_id: str, revision: str | None = None) -> str | None:
-    """The hub's commit that a model's config is of; None for a folder. Raises ModelError as `shape_table`."""
-    from transformers import AutoConfig
-
-    source = source_of(model_id)
-    with quiet_libraries(), _explained(model_id):
-        config = AutoConfig.from_pretrained(source, revision=revision)
-    return getattr(config, "_commit_hash", None)
 
 
 class AdaptedModel:
@@ -128,22 +81,18 @@ class AdaptedModel:
         cls,
         model_id: str,
         lora: Any,
+        options: BaseOptions | None = None,
         *,
-        revision: str | None = None,
-        dtype: str = "bfloat16",
-        device: str = "auto",
-        gradient_checkpointing: bool = False,
         say: Say = silent,
     ) -> "AdaptedModel":
         """Loads base weights and attaches a fresh adapter.
 
         Raises:
-            ModelError: as `shape_table`; the device is not there; or the weights cannot be read.
+            ModelError: as `shape_table` and `loading.load_base`.
         """
-        place = pick_device(device)
-        model, tokenizer = load_base(model_id, revision=revision, dtype=dtype, say=say)
-        model.to(place)
-        if gradient_checkpointing:
+        options = options or BaseOptions()
+        model, tokenizer = load_base(model_id, options, say)
+        if options.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
         _contiguous_head(model)
@@ -151,7 +100,7 @@ class AdaptedModel:
         for _, layer in _lora_layers(adapted):
             for pair in (layer.lora_A, layer.lora_B):
                 pair["default"].float()
-        return cls(adapted, tokenizer, place)
+        return cls(adapted, tokenizer, pick_device(options.device))
 
     def set_factors(self, factors: Factors, base: Base | None = None) -> None:
         """Copies the factors into the adapter, and sets the frozen weights to W0 + scale base, rounded to their dtype.
@@ -261,41 +210,6 @@ def factors_of_adapter(tensors: Mapping[str, Tensor]) -> dict[str, LoraPair]:
         if len(pair) != 2:
             raise ModelError(f"module {name} has only factor {next(iter(pair))}")
     return {name: LoraPair(pair["B"], pair["A"]) for name, pair in found.items()}
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a recipe: "auto" is the first GPU, else the CPU.
-
-    Raises:
-        ModelError: torch knows no such device, or it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ModelError(f'model.device = {name!r}: expected "auto", "cpu" or "cuda"') from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f'model.device = {name!r}: torch finds no GPU here; use "auto" or "cpu"')
-    return device
-
-
-@contextlib.contextmanager
-def _explained(model_id: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        missing = "" if not _looks_local(model_id) or Path(model_id).is_dir() else " (there is no such folder)"
-        raise ModelError(
-            f"model.id = {model_id!r}{missing}: cannot be loaded as a causal language model: {reason}\n"
-            "Expected a Hugging Face id that this machine can reach, a folder with config.json, or "
-            f"{embedded.PREFIX}{embedded.SMOLLM2}."
-        ) from None
-
-
-def _looks_local(model_id: str) -> bool:
-    return model_id.startswith((".", "~", os.sep)) or model_id.count("/") > 1
 
 
 def _adapt(model: Any, lora: Any, model_id: str, *, on_meta: bool) -> Any:

@@ -14,7 +14,7 @@ import torch
 from fedsrd import rng
 from fedsrd.core.factors import Base, Factor, Factors, LoraPair
 from fedsrd.data.prompt import Encoded
-from fedsrd.training.batches import collate, draw, response_loss
+from fedsrd.training.batches import collate, draw, pack, packed_loss, response_loss
 from fedsrd.training.models import AdaptedModel
 
 OnStep = Callable[[int, float], None]
@@ -30,6 +30,7 @@ class SFTOptions:
     learning_rate: float
     weight_decay: float
     max_grad_norm: float
+    packing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +105,12 @@ class LocalTrainer:
             torch.manual_seed(rng.integer(self.seed, "dropout", self.client, round_number))
             for step in range(options.steps):
                 chosen = examples[step * each : (step + 1) * each]
-                batches = [
-                    collate(chosen[at : at + options.batch_size], pad) for at in range(0, each, options.batch_size)
-                ]
+                parts = [chosen[at : at + options.batch_size] for at in range(0, each, options.batch_size)]
                 # Every response token of the step weighs the same, however it fell into micro-batches.
-                tokens = max(sum(batch.response_tokens for batch in batches), 1)
+                tokens = max(sum(len(example.response) for example in chosen), 1)
                 loss = 0.0
-                for batch in batches:
-                    part = response_loss(model, batch, self.adapted.device) / tokens
+                for micro in parts:
+                    part = self._loss(micro, pad) / tokens
                     part.backward()  # type: ignore[no-untyped-call, unused-ignore]
                     loss += part.item()
                 for parameter, anchor in zip(parameters, anchors, strict=False):
@@ -126,6 +125,12 @@ class LocalTrainer:
                 if not math.isfinite(loss):
                     break
         return Trained(self.adapted.factors(), total / options.steps)
+
+    def _loss(self, examples: Sequence[Encoded], pad: int) -> torch.Tensor:
+        model, device = self.adapted.model, self.adapted.device
+        if self.options.packing:
+            return packed_loss(model, pack(examples), device)
+        return response_loss(model, collate(examples, pad), device)
 
 
 class PooledTrainer(LocalTrainer):

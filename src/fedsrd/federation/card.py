@@ -1,0 +1,148 @@
+"""The model card of an adapter: what it was trained on, how, at what cost and with what result; README.md for a hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsrd import __version__
+from fedsrd.recipe import DataSection, Recipe
+
+Record = Mapping[str, Any]
+
+_EMBEDDED = {"embedded:smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
+"""Where an embedded model is from, and its licence."""
+
+
+def card(recipe: Recipe, summary: Record) -> str:
+    """The card as Markdown with a hub's front matter.
+
+    Names no place on anybody's disk: data that is no public or embedded set is called private.
+
+    Args:
+        recipe: of the run.
+        summary: as `records.summarise` makes it.
+    """
+    from huggingface_hub import ModelCardData
+
+    base, licence = _EMBEDDED.get(recipe.model.id, (None if _is_path(recipe.model.id) else recipe.model.id, None))
+    licence = recipe.model.license or licence
+    public = [name for name in dict.fromkeys(_sources(recipe)) if not name.startswith("embedded:")]
+    data = ModelCardData(
+        base_model=base,
+        license=licence,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["lora", "federated-learning", "fedsrd"],
+        datasets=[name.partition(":")[0] for name in public] or None,
+        ignore_metadata_errors=True,
+    )
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {recipe.name}: a LoRA adapter trained by {summary['clients']} clients together",
+        _opening(recipe, summary, base),
+        "## Use\n\n" + _snippet(base),
+        "## Data\n\n" + _data(recipe),
+        "## Training\n\n" + _training(recipe, summary),
+        "## What was sent\n\n" + _bytes(summary),
+        "## Scores\n\n" + _scores(summary),
+        "## Licence\n\n" + _licence(base, licence),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _opening(recipe: Recipe, summary: Record, base: str | None) -> str:
+    return (
+        f"Rank {recipe.lora.rank} LoRA factors for {base or 'a local base model'}, trained with federated learning by "
+        f"fedsrd {__version__}: every client's data stayed with it, and only the parameters' changes were sent. "
+        f"Method: `{recipe.method['name']}`, {summary['rounds']} rounds."
+    )
+
+
+def _snippet(base: str | None) -> str:
+    return (
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained("{base or "PATH/TO/BASE"}")\n'
+        'model = PeftModel.from_pretrained(base, "PATH/TO/THIS/FOLDER")\n```\n\n'
+        'To publish it: `model.push_to_hub("NAME/ADAPTER")`, or this folder as it is with '
+        "`hf upload NAME/ADAPTER PATH/TO/THIS/FOLDER`."
+    )
+
+
+def _data(recipe: Recipe) -> str:
+    lines = []
+    for client in recipe.clients:
+        sources = ", ".join(_name(section) for section in client.sections) or "private data that only its site knows"
+        lines.append(f"- {client.name}: {sources}")
+    return "\n".join(lines)
+
+
+def _training(recipe: Recipe, summary: Record) -> str:
+    training, lora = recipe.training, recipe.lora
+    options = ", ".join(f"{key} {value}" for key, value in recipe.method.items() if key != "name")
+    adapted = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
+    base = recipe.model.dtype + (
+        "" if recipe.model.quantization == "none" else f", quantised to {recipe.model.quantization}"
+    )
+    return "\n".join(
+        [
+            f"- method `{recipe.method['name']}`" + (f" ({options})" if options else ""),
+            f"- {summary['rounds']} rounds of {training.steps} steps a client, {training.batch_size} x "
+            f"{training.accumulation} sequences of at most {training.max_length} tokens",
+            f"- AdamW, learning rate {training.learning_rate:g}, constant, fresh each round; prompt style "
+            f"`{training.prompt}`; loss on the response only",
+            f"- LoRA: rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {adapted}: "
+            f"{summary['parameters']:,} parameters",
+            f"- base weights: {base}",
+            f"- weighting of clients: {recipe.weighting}; seed {recipe.seed}",
+        ]
+    )
+
+
+def _bytes(summary: Record) -> str:
+    mib = 1 << 20
+    up, down = summary["bytes_up"] / mib, summary["bytes_down"] / mib
+    text = f"{up:.2f} MiB up and {down:.2f} MiB down, by all clients in all rounds"
+    share = summary["ratio_to_dense_float32"]
+    return text + ("." if share is None else f": {share:.1%} of sending every parameter in float32 both ways.")
+
+
+def _scores(summary: Record) -> str:
+    if not summary["final"]:
+        return "Not measured."
+    before, after = summary["base"], summary["final"]
+    lines = [
+        "Held-out response NLL, nats a token, less is better:",
+        "",
+        "| set | base model | with this adapter |",
+        "|---|---:|---:|",
+    ]
+    lines += [f"| {name} | {before['by_set'][name]:.3f} | {value:.3f} |" for name, value in after["by_set"].items()]
+    for key, label in (("in_domain", "mean in-domain"), ("out_of_domain", "mean out of domain")):
+        if before[key] is not None and after[key] is not None:
+            lines.append(f"| {label} | {before[key]:.3f} | {after[key]:.3f} |")
+    return "\n".join(lines)
+
+
+def _licence(base: str | None, licence: str | None) -> str:
+    if licence is None:
+        return (
+            "Not stated: the base model's licence applies to what is made of it, and the data's terms to what was "
+            "learnt. Set `license` above before publishing (in a recipe: `model.license`)."
+        )
+    return f"`{licence}`, that of the base model{f' {base}' if base else ''}; the data's own terms apply besides."
+
+
+def _sources(recipe: Recipe) -> list[str]:
+    return [section.source for client in recipe.clients for section in client.sections if not _is_path(section.source)]
+
+
+def _name(section: DataSection) -> str:
+    return "private data (a local file)" if _is_path(section.source) else f"`{section.source}`"
+
+
+def _is_path(source: str) -> bool:
+    """Whether a model or data set is a place on a disk; its name is nobody's business."""
+    if source.startswith("embedded:"):
+        return False
+    file = Path(source).suffix in (".json", ".jsonl", ".csv", ".parquet")
+    return file or source.startswith((".", "~", "/")) or source.count("/") != 1 or Path(source).exists()
