@@ -27,6 +27,13 @@ def test_a_recipe_is_valid_and_names_what_it_runs(file):
     if file.stem.startswith("base-"):
         assert recipes.load(file).name == f"paper-{file.stem.removeprefix('base-')}"
         return
+    if file.parent.name == "models":
+        found = recipes.load(file)
+        assert found.name == ("models" if file.stem == "base" else file.stem)
+        assert found.model.license or file.stem == "base"
+        assert (found.model.quantization == "nf4") == ("qlora" in file.stem)
+        assert all(data.source.count("/") == 1 for client in found.clients for data in client.sections)
+        return
     if file.parent.name == "flower":
         assert recipes.load(file).name == f"embedded-{file.stem}"
         return

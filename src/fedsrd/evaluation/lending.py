@@ -71,10 +71,12 @@ class Lending:
         return Loaded(self._base, self._tokenizer, self.device)
 
     def _adapted(self, base: Any, subject: Subject) -> Any:
-        from peft import PeftModel, get_peft_model_state_dict
         from safetensors import safe_open
 
         from fedsrd.training.quiet import quiet_libraries
+
+        with quiet_libraries():
+            from peft import PeftModel, get_peft_model_state_dict
 
         assert subject.adapter is not None
         file = subject.adapter / "adapter_model.safetensors"

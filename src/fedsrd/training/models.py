@@ -11,7 +11,7 @@ from fedsrd.core.factors import FACTORS, Base, Factor, Factors, LoraPair, Module
 from fedsrd.errors import ModelError
 from fedsrd.packages import Say, silent
 from fedsrd.training import embedded
-from fedsrd.training.loading import BaseOptions, empty_model, load_base, pick_device
+from fedsrd.training.loading import BaseOptions, empty_model, load_base
 from fedsrd.training.quiet import quiet_libraries
 
 _PEFT_PREFIX = "base_model.model."
@@ -19,7 +19,8 @@ _PEFT_PREFIX = "base_model.model."
 
 def lora_config(rank: int, alpha: float, dropout: float, targets: str | Sequence[str]) -> Any:
     """PEFT's LoraConfig for a causal language model."""
-    from peft import LoraConfig
+    with quiet_libraries():
+        from peft import LoraConfig
 
     return LoraConfig(
         r=rank,
@@ -95,12 +96,17 @@ class AdaptedModel:
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
+        return cls.attach(model, tokenizer, lora, model_id)
+
+    @classmethod
+    def attach(cls, model: Any, tokenizer: Any, lora: Any, model_id: str) -> "AdaptedModel":
+        """Attaches a fresh adapter to a loaded model, where that is. Raises ModelError as `shape_table`."""
         _contiguous_head(model)
         adapted = _adapt(model, lora, model_id, on_meta=False)
         for _, layer in _lora_layers(adapted):
             for pair in (layer.lora_A, layer.lora_B):
                 pair["default"].float()
-        return cls(adapted, tokenizer, pick_device(options.device))
+        return cls(adapted, tokenizer, model.device)
 
     def set_factors(self, factors: Factors, base: Base | None = None) -> None:
         """Copies the factors into the adapter, and sets the frozen weights to W0 + scale base, rounded to their dtype.

@@ -14,13 +14,16 @@ def quiet_libraries() -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    hub = logging.getLogger("huggingface_hub")
-    hub_level = hub.level
-    hub.setLevel(logging.ERROR)
+    # bitsandbytes, which PEFT imports where it is installed, has advice about kernels for CPUs.
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "bitsandbytes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        hub.setLevel(hub_level)
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)
         transformers_logging.set_verbosity(level)
