@@ -182,3 +182,14 @@ def test_out_of_memory_ends_in_advice(monkeypatch, capsys):
     assert "Tried to allocate 2.00 GiB" in said
     assert "training.batch_size=1" in said
     assert "Traceback" not in said
+
+
+def test_a_gated_model_says_where_to_accept_its_terms(monkeypatch):
+    import transformers
+
+    def refuse(*_, **__):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at ...")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(ModelError, match=r"gated; accept the terms at https://huggingface.co/meta-llama/X.*hf auth"):
+        loading.load_base("meta-llama/X", BaseOptions(device="cpu"))

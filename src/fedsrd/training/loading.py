@@ -132,6 +132,11 @@ def _explained(model_id: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         missing = "" if not _looks_local(model_id) or Path(model_id).is_dir() else " (there is no such folder)"
+        if "gated" in str(error).lower():
+            raise ModelError(
+                f"model.id = {model_id!r}: its weights are gated; accept the terms at "
+                f"https://huggingface.co/{model_id}, log in here with `hf auth login`, and run again"
+            ) from None
         raise ModelError(
             f"model.id = {model_id!r}{missing}: cannot be loaded as a causal language model: {reason}\n"
             "Expected a Hugging Face id that this machine can reach, a folder with config.json, or "
