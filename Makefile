@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-simulation test-deployment bench bench-quick fuzz lint format types layers check clean
+.PHONY: help demo test test-simulation test-deployment test-browser bench bench-quick fuzz lint format types layers check clean
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -25,6 +25,11 @@ test-simulation: $(READY)  ## flwr run on Flower's simulation gives the bytes of
 
 test-deployment: $(READY)  ## Flower for real: simulation, SuperLink and SuperNodes with TLS, kills (a quarter of an hour)
 	$(BIN)/pytest -m deployment tests/flower
+
+test-browser: $(READY)  ## The report in a real browser (Debian's chromium; a minute)
+	@command -v chromium >/dev/null || { echo "make test-browser needs chromium: apt-get install chromium"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/pytest -m browser tests/report
 
 bench: $(READY)  ## Speed, every question of benchmarks/; stores benchmarks/results/speed-*.json (half an hour)
 	$(BIN)/python benchmarks/bench.py --store benchmarks/results

@@ -147,6 +147,8 @@ class EvaluationSection(_Section):
         batch_size: sequences a batch.
         benchmarks: of the embedded suite (docs/evaluate.md), measured before and after the run.
         benchmark_examples: of each benchmark.
+        samples: held-out prompts of each set that are answered before and after the run, for the report; the run's
+            folder then holds them and their answers.
         sets: held-out sets.
     """
 
@@ -155,6 +157,7 @@ class EvaluationSection(_Section):
     batch_size: Positive = 8
     benchmarks: list[str] = []
     benchmark_examples: Positive = 16
+    samples: NotNegative = 0
     sets: list[EvaluationSet] = []
 
 

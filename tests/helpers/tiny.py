@@ -28,7 +28,9 @@ def make(folder, kind="llama", **sizes):
     fast.save_pretrained(folder)
     config = AutoConfig.for_model(kind, vocab_size=len(fast), **{**SIZES, **sizes})
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(config, name, None if name == "bos_token_id" else fast.eos_token_id)
+        # Some kinds' defaults lie beyond this small vocabulary.
+        token = getattr(config, name)
+        setattr(config, name, token if isinstance(token, int) and token < len(fast) else None)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)

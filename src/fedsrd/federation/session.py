@@ -11,6 +11,8 @@ from fedsrd.errors import DataError
 from fedsrd.recipe import DataSection, ModelSection, Recipe
 
 EMBEDDED = "embedded:"
+SAMPLE_TOKENS = 64
+"""Of an answer that is generated for the report."""
 
 
 class Observer(Protocol):
@@ -70,6 +72,7 @@ class Session:
             )
             for entry in recipe.clients
         }
+        self._asked = {name: examples[: recipe.evaluation.samples] for name, examples in tests.items()}
         self._tests = {name: self._encoded(examples) for name, examples in tests.items()}
 
     def _load(self) -> Any:
@@ -133,8 +136,31 @@ class Session:
         if not self.evaluates(round_number):
             return {"eval": {}}
         found: dict[str, Any] = {"eval": self.quality(round_number, factors, base)}
-        if self.recipe.evaluation.benchmarks and round_number in (0, self.recipe.rounds):
-            found["benchmarks"] = self._benchmarks(round_number, factors, base)
+        if round_number in (0, self.recipe.rounds):
+            if self.recipe.evaluation.benchmarks:
+                found["benchmarks"] = self._benchmarks(round_number, factors, base)
+            if self.recipe.evaluation.samples:
+                self.observer.activity(round_number, "samples", 0, len(self._asked))
+                found["samples"] = self._samples(factors, base)
+        return found
+
+    def _samples(self, factors: Factors, base: Base) -> dict[str, list[dict[str, str]]]:
+        """The model's greedy answers to the first held-out prompts of every set."""
+        from fedsrd.data.prompt import format_prompt
+        from fedsrd.evaluation import exact
+
+        self.adapted.set_factors(factors, base)
+        tokenizer, style = self.adapted.tokenizer, self.recipe.training.prompt
+        flat = [(name, example) for name, examples in self._asked.items() for example in examples]
+        prompts = [
+            list(tokenizer(format_prompt(example.instruction, style, tokenizer), add_special_tokens=False)["input_ids"])
+            for _, example in flat
+        ]
+        answers = exact.generate(self.adapted, prompts, SAMPLE_TOKENS, len(prompts))
+        found: dict[str, list[dict[str, str]]] = {}
+        for (name, example), answer in zip(flat, answers, strict=True):
+            row = {"prompt": example.instruction, "wanted": example.response, "answer": answer}
+            found.setdefault(name, []).append(row)
         return found
 
     def _benchmarks(self, round_number: int, factors: Factors, base: Base) -> dict[str, Any]:

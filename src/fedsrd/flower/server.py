@@ -27,6 +27,7 @@ from fedsrd.recipe import Recipe
 from fedsrd.report import terminal
 from fedsrd.report.board import Board
 from fedsrd.report.evaluation import benchmarks_table
+from fedsrd.report.page.write import report
 
 WIDTH = 100
 """Columns, where the output is no terminal but Flower's log."""
@@ -71,6 +72,7 @@ def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None)
     console.print(terminal.totals(summary), highlight=False, soft_wrap=True)
     for adapter in folder.adapters():
         console.print(f"Adapter: {adapter}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {report([folder.path], folder.path / 'report.html')}", highlight=False, soft_wrap=True)
     return summary
 
 

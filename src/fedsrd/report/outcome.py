@@ -10,6 +10,7 @@ from fedsrd.federation.setup import environment
 from fedsrd.files import write_atomically
 from fedsrd.report import comparison as tables
 from fedsrd.report import figures
+from fedsrd.report.page.write import report
 
 Record = dict[str, Any]
 
@@ -23,6 +24,7 @@ def write(comparison: Comparison, out: Path) -> Record:
     write_atomically(out / "table.md", tables.markdown(results, command).encode())
     write_atomically(out / "table.csv", tables.as_csv(results).encode())
     figures.draw(results, out / "figures")
+    report([out], out / "report.html")
     return results
 
 
@@ -35,5 +37,10 @@ def show(console: Any, results: Record, out: Path) -> None:
             reason = tables.last_line(failure["reason"])
             console.print(f"[bold red]failed[/bold red] {row['label']}, seed {failure['seed']}: {reason}")
     # Paths are not wrapped: people copy them.
-    for what, where in (("Tables", "table.md, table.csv"), ("Figures", "figures"), ("Numbers", "results.json")):
+    for what, where in (
+        ("Report", "report.html"),
+        ("Tables", "table.md, table.csv"),
+        ("Figures", "figures"),
+        ("Numbers", "results.json"),
+    ):
         console.print(f"{what}: {out}/{where}", soft_wrap=True, highlight=False)

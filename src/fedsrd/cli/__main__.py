@@ -1,0 +1,5 @@
+"""python -m fedsrd.cli."""
+
+from fedsrd.cli import main
+
+main()

@@ -1,0 +1,62 @@
+"""What all commands share: the application, its exit codes, and how options become values."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+INTERRUPTED = 130
+PLUGIN_HELP = "A Python file or module with methods of your own; it is executed."
+
+ORDER = ("run", "compare", "evaluate", "report", "plan", "inspect", "data")
+
+
+class _InOrder(TyperGroup):
+    """Commands in the order in which people meet them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name in ORDER if name in self.commands]
+
+
+app = typer.Typer(
+    cls=_InOrder,
+    name="fedsrd",
+    help="Fine-tune LLMs together on data that never leaves its owner.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def console(as_json: bool = False) -> Any:
+    """Where people read: standard output, or standard error where that is for JSON."""
+    from rich.console import Console
+
+    return Console(stderr=as_json)
+
+
+def load_plugins(plugins: list[str] | None) -> None:
+    """Loads methods of the user's own."""
+    from fedsrd import plugins as loading
+
+    for plugin in plugins or []:
+        loading.load(plugin)
+
+
+def listed(text: str) -> list[str]:
+    """The parts between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def number(text: str, kind: Any, option: str, example: str) -> Any:
+    """A number of that kind, or the end with a message."""
+    try:
+        return kind(text)
+    except ValueError:
+        return fail(f"{option}: {text!r} is not a number; expected such as {example}", 2)
+
+
+def fail(message: str, code: int) -> Any:
+    """Ends with one message."""
+    typer.echo(f"fedsrd: {message}", err=True)
+    raise SystemExit(code)

@@ -1,0 +1,149 @@
+"""Commands that measure: evaluate and plan."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedsrd.cli.common import INTERRUPTED, app, fail, listed
+from fedsrd.cli.common import console as console_of
+
+
+@app.command()
+def evaluate(
+    targets: Annotated[list[str], typer.Argument(help="Runs, adapters or models: folders, or Hugging Face ids.")],
+    suite: Annotated[str, typer.Option("--suite", help="embedded, in-domain, out-of-domain or paper.")] = "embedded",
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Benchmarks of the paper with commas, such as gsm8k,medqa.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most examples of each part.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; an evaluation that was stopped in it goes on.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="NAME=PATH", help="Local questions of a benchmark, in place of the hub's."),
+    ] = None,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Run the programs that the model writes (HumanEval, MBPP), confined.")
+    ] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat-template", help="Put the paper's prompts into the model's chat template.")
+    ] = False,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="chat, alpaca or plain, for the embedded suite; default: the run's.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base/--no-base", help="Evaluate the base model too (cached).")] = True,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences at a time.")] = 8,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of base weights; default: the run's.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure quality: the embedded suite in minutes on a CPU, or the paper's ten benchmarks through lm-eval."""
+    from fedsrd.evaluation import local_files, subjects, suites
+    from fedsrd.report.terminal import now
+
+    for option, value, known in (
+        ("--suite", suite, suites.SUITES),
+        ("--dtype", dtype, ("bfloat16", "float16", "float32")),
+        ("--prompt", prompt, ("chat", "alpaca", "plain")),
+    ):
+        if value is not None and value not in known:
+            fail(f"{option} {value!r}: expected one of {', '.join(known)}", 2)
+    names = None if tasks is None else tuple(listed(tasks))
+    benchmarks = suites.chosen(suite, None if names is None else list(names))  # type: ignore[arg-type]
+    found = subjects.resolve(targets)
+    if base:
+        found = subjects.with_bases(found)
+    files = local_files.parse(data or [])
+    folder = out or Path("evaluations") / f"{'tasks' if names else suite}-{now()}"
+    console = console_of(as_json)
+    what = "the embedded suite" if names is None and suite == "embedded" else ", ".join(b.title for b in benchmarks)
+    console.print(f"{', '.join(s.name for s in found)} on {what}; into {folder}", highlight=False)
+    request = {
+        "suite": suite,
+        "tasks": names,
+        "limit": limit,
+        "files": files,
+        "run_code": run_code,
+        "chat": chat,
+        "prompt": prompt,
+        "batch_size": batch,
+    }
+    try:
+        scores = _evaluate(console, request, found, folder, device, dtype)
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. Repeat the command with --out {folder} to go on.")
+        raise SystemExit(INTERRUPTED) from None
+    if as_json:
+        typer.echo((folder / "scores.json").read_text(encoding="utf-8"), nl=False)
+        return
+    from fedsrd.report.evaluation import scores_table
+
+    console.print(scores_table(scores))
+    console.print(f"{folder}/scores.md, scores.json, and each one's eval.json (lm-eval's format)", highlight=False)
+
+
+def _evaluate(console: Any, request: dict[str, Any], found: Any, folder: Path, device: str, dtype: str | None) -> Any:
+    from fedsrd.report.evaluation import EvaluationDisplay
+
+    with EvaluationDisplay(console) as display:
+        from fedsrd.evaluation import evaluate as evaluating
+        from fedsrd.evaluation.lending import Lending
+
+        return evaluating.run(
+            evaluating.Request(**request), found, folder, Lending(device, dtype, display.say), display
+        )
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option("--model", help="A Hugging Face id, a folder, or a config.json.")],
+    rank: Annotated[int, typer.Option("--rank", min=1, help="The adapter's rank.")] = 64,
+    targets: Annotated[str, typer.Option("--targets", help="all-linear, or modules with commas.")] = "all-linear",
+    chosen: Annotated[str | None, typer.Option("--method", help="With commas; default: all that send.")] = None,
+    clients: Annotated[int, typer.Option("--clients", min=1, help="That take part in a round.")] = 4,
+    rounds: Annotated[int, typer.Option("--rounds", min=1)] = 50,
+    up: Annotated[str, typer.Option("--up", help="A client's uplink.")] = "10Mbit",
+    down: Annotated[str, typer.Option("--down", help="A client's downlink.")] = "50Mbit",
+    density: Annotated[
+        float | None,
+        typer.Option(
+            "--density", min=0.0001, max=1.0, help="Share that an adaptive ratio keeps; default: the paper's."
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the base: float32, bfloat16, float16, int4.")] = "bfloat16",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences at a time.")] = 8,
+    length: Annotated[int, typer.Option("--max-length", min=8, help="Tokens of each.")] = 512,
+    checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What a federation would cost: bytes, time on the links, memory. Reads a config, no weights."""
+    from fedsrd.planning import architecture, forecast, links, memory
+
+    if dtype not in memory.BYTES:
+        fail(f"--dtype {dtype!r}: expected one of {', '.join(memory.BYTES)}", 2)
+    setting = forecast.Setting(
+        clients,
+        rounds,
+        links.bits_per_second(up, "--up"),
+        links.bits_per_second(down, "--down"),
+        dtype,
+        batch,
+        length,
+        checkpointing,
+        forecast.PAPERS_DENSITY if density is None else density,
+    )
+    wanted = targets if targets == "all-linear" else listed(targets)
+    found = forecast.forecast(
+        architecture.architecture(model, rank, wanted), setting, None if chosen is None else listed(chosen)
+    )
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+
+    from fedsrd.report.plan import plan_tables
+
+    Console().print(*plan_tables(found))

@@ -1,0 +1,144 @@
+"""Commands that train: run and compare."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedsrd.cli.common import INTERRUPTED, PLUGIN_HELP, app, fail, listed, load_plugins, number
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe in TOML; without one, the embedded default.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as training.steps=8.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; default runs/NAME-DATE-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out after its last round.")] = False,
+    keep_payloads: Annotated[
+        bool, typer.Option("--keep-payloads", help="Keep every payload under DIR/payloads, for `fedsrd inspect`.")
+    ] = False,
+    plugins: Annotated[list[str] | None, typer.Option("--import", help=PLUGIN_HELP)] = None,
+) -> None:
+    """Run a federation in this process: every client trains in turn, only bytes pass between them."""
+    from rich.console import Console
+
+    load_plugins(plugins)
+
+    from fedsrd import recipe as recipes
+    from fedsrd.federation.runfolder import RunFolder
+    from fedsrd.report.terminal import now
+
+    console = Console()
+    if resume and out is None:
+        fail("--resume: which run? Name its folder with --out", 2)
+    own = resume and recipe is None and not overrides and out is not None
+    folder = RunFolder(out) if out is not None else None
+    chosen = folder.stored_recipe() if own and folder is not None else recipes.load(recipe, overrides or [])
+    if folder is None:
+        folder = RunFolder(Path("runs") / f"{chosen.name}-{now()}")
+    console.print(
+        f"[bold]{chosen.method['name']}[/bold]: {len(chosen.clients)} clients, {chosen.rounds} rounds, "
+        f"{chosen.model.id}; into {folder.path}",
+        highlight=False,
+    )
+    try:
+        _run(console, chosen, folder, resume, keep_payloads)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nStopped. Continue after the last complete round with:\n  fedsrd run --resume --out {folder.path}"
+        )
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bool) -> None:
+    from fedsrd.report import terminal
+    from fedsrd.report.evaluation import benchmarks_table
+
+    with terminal.RunDisplay(console, recipe.rounds) as display:
+        display.say("Checking folder, data and model")
+        from fedsrd.federation import local, setup
+
+        prepared = setup.prepare(recipe, folder, resume=resume, observer=display)
+        summary = local.run(prepared, display, keep_payloads=keep_payloads)
+    records = [json.loads(line) for line in (folder.path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    console.print(terminal.rounds_table(records))
+    if summary["final"] is not None:
+        console.print(terminal.quality_table(summary))
+    if (table := benchmarks_table(summary)) is not None:
+        console.print(table)
+    console.print(terminal.totals(summary), highlight=False)
+    for adapter in folder.adapters():
+        console.print(f"Adapter: {adapter}  (PeftModel.from_pretrained(base_model, {str(adapter)!r}))", highlight=False)
+    from fedsrd.report.page.write import report
+
+    file = report([folder.path], folder.path / "report.html")
+    console.print(f"Report: {file}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe, with or without [compare]; without one, the embedded default.")
+    ] = None,
+    chosen: Annotated[
+        str | None,
+        typer.Option("--methods", help="Methods or labels, with commas, or all; default: what [compare] lists."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="With commas, such as 0,1,2.")] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option("--learning-rates", help="With commas; each method is compared at its own best of these."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; default comparisons/NAME-DATE-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue in --out, round by round.")] = False,
+    plugins: Annotated[list[str] | None, typer.Option("--import", help=PLUGIN_HELP)] = None,
+) -> None:
+    """Run many methods on equal terms and end with one table: quality, bytes, seconds."""
+    from rich.console import Console
+
+    load_plugins(plugins)
+    from fedsrd.compare import plan
+    from fedsrd.report.terminal import now
+
+    if resume and out is None:
+        fail("--resume: which comparison? Name its folder with --out", 2)
+    path = recipe
+    if path is None and resume and out is not None and (out / "comparison.toml").is_file():
+        path = out / "comparison.toml"
+    comparison = plan.load(
+        path,
+        chosen=None if chosen is None else listed(chosen),
+        seeds=None if seeds is None else [number(seed, int, "--seeds", "0,1,2") for seed in listed(seeds)],
+        rates=None if rates is None else [number(r, float, "--learning-rates", "2e-4,5e-4") for r in listed(rates)],
+        overrides=overrides or [],
+    )
+    folder = out or Path("comparisons") / f"{comparison.name}-{now()}"
+    console = Console()
+    try:
+        _compare(console, comparison, folder, resume)
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. Continue in the middle of the round with:\n  fedsrd compare --resume --out {folder}")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _compare(console: Any, comparison: Any, folder: Path, resume: bool) -> None:
+    from fedsrd.report.progress import CompareDisplay
+
+    console.print(f"{len(comparison.variants)} methods, {comparison.count()} runs; into {folder}", highlight=False)
+    with CompareDisplay(console) as display:
+        display.say("Loading")
+        from fedsrd.compare import run as comparing
+        from fedsrd.report import outcome
+
+        comparing.run(comparison, folder, display, resume=resume)
+        display.say("Drawing")
+        results = outcome.write(comparison, folder)
+    outcome.show(console, results, folder)
+    if not any(row["runs"] for row in results["rows"]):
+        fail(f"every run failed; the reasons are in {folder}/runs", 1)
