@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 INTERRUPTED = 130
+TRACK_HELP = "Live: tensorboard, wandb, mlflow or trackio; may be repeated."
 PLUGIN_HELP = "A Python file or module with methods of your own; it is executed."
 
 ORDER = ("run", "compare", "evaluate", "report", "plan", "inspect", "data")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsrd.cli.common import INTERRUPTED, PLUGIN_HELP, app, fail, listed, load_plugins, number
+from fedsrd.cli.common import INTERRUPTED, PLUGIN_HELP, TRACK_HELP, app, fail, listed, load_plugins, number
 
 
 @app.command()
@@ -20,6 +20,7 @@ def run(
     keep_payloads: Annotated[
         bool, typer.Option("--keep-payloads", help="Keep every payload under DIR/payloads, for `fedsrd inspect`.")
     ] = False,
+    track: Annotated[list[str] | None, typer.Option("--track", help=TRACK_HELP)] = None,
     plugins: Annotated[list[str] | None, typer.Option("--import", help=PLUGIN_HELP)] = None,
 ) -> None:
     """Run a federation in this process: every client trains in turn, only bytes pass between them."""
@@ -32,6 +33,10 @@ def run(
     from fedsrd.report.terminal import now
 
     console = Console()
+    if track:
+        from fedsrd.report import tracking
+
+        tracking.check(track)
     if resume and out is None:
         fail("--resume: which run? Name its folder with --out", 2)
     own = resume and recipe is None and not overrides and out is not None
@@ -45,7 +50,7 @@ def run(
         highlight=False,
     )
     try:
-        _run(console, chosen, folder, resume, keep_payloads)
+        _run(console, chosen, folder, resume, keep_payloads, track or [])
     except KeyboardInterrupt:
         console.print(
             f"\nStopped. Continue after the last complete round with:\n  fedsrd run --resume --out {folder.path}"
@@ -53,15 +58,17 @@ def run(
         raise SystemExit(INTERRUPTED) from None
 
 
-def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bool) -> None:
+def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bool, track: list[str]) -> None:
     from fedsrd.report import terminal
     from fedsrd.report.evaluation import benchmarks_table
 
-    with terminal.RunDisplay(console, recipe.rounds) as display:
+    with _tracked(terminal.RunDisplay(console, recipe.rounds), track, folder.path / "tensorboard") as display:
         display.say("Checking folder, data and model")
         from fedsrd.federation import local, setup
 
         prepared = setup.prepare(recipe, folder, resume=resume, observer=display)
+        if track:
+            display.begin(recipe, folder.path.name)
         summary = local.run(prepared, display, keep_payloads=keep_payloads)
     records = [json.loads(line) for line in (folder.path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     console.print(terminal.rounds_table(records))
@@ -76,6 +83,14 @@ def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bo
 
     file = report([folder.path], folder.path / "report.html")
     console.print(f"Report: {file}", highlight=False, soft_wrap=True)
+
+
+def _tracked(display: Any, track: list[str], folder: Path) -> Any:
+    if not track:
+        return display
+    from fedsrd.report.tracking import Tracked
+
+    return Tracked(display, track, folder)
 
 
 @app.command()
@@ -97,6 +112,7 @@ def compare(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default comparisons/NAME-DATE-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue in --out, round by round.")] = False,
+    track: Annotated[list[str] | None, typer.Option("--track", help=TRACK_HELP)] = None,
     plugins: Annotated[list[str] | None, typer.Option("--import", help=PLUGIN_HELP)] = None,
 ) -> None:
     """Run many methods on equal terms and end with one table: quality, bytes, seconds."""
@@ -106,6 +122,10 @@ def compare(
     from fedsrd.compare import plan
     from fedsrd.report.terminal import now
 
+    if track:
+        from fedsrd.report import tracking
+
+        tracking.check(track)
     if resume and out is None:
         fail("--resume: which comparison? Name its folder with --out", 2)
     path = recipe
@@ -121,17 +141,17 @@ def compare(
     folder = out or Path("comparisons") / f"{comparison.name}-{now()}"
     console = Console()
     try:
-        _compare(console, comparison, folder, resume)
+        _compare(console, comparison, folder, resume, track or [])
     except KeyboardInterrupt:
         console.print(f"\nStopped. Continue in the middle of the round with:\n  fedsrd compare --resume --out {folder}")
         raise SystemExit(INTERRUPTED) from None
 
 
-def _compare(console: Any, comparison: Any, folder: Path, resume: bool) -> None:
+def _compare(console: Any, comparison: Any, folder: Path, resume: bool, track: list[str]) -> None:
     from fedsrd.report.progress import CompareDisplay
 
     console.print(f"{len(comparison.variants)} methods, {comparison.count()} runs; into {folder}", highlight=False)
-    with CompareDisplay(console) as display:
+    with _tracked(CompareDisplay(console), track, folder / "tensorboard") as display:
         display.say("Loading")
         from fedsrd.compare import run as comparing
         from fedsrd.report import outcome
