@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-simulation test-deployment test-browser bench bench-quick fuzz lint format types layers check clean
+.PHONY: help demo test test-simulation test-deployment test-browser test-notebooks docs bench bench-quick fuzz lint format types layers check clean
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -30,6 +30,14 @@ test-browser: $(READY)  ## The report in a real browser (Debian's chromium; a mi
 	@command -v chromium >/dev/null || { echo "make test-browser needs chromium: apt-get install chromium"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/pytest -m browser tests/report
+
+test-notebooks: $(READY)  ## Both notebooks from top to bottom, on the real model (three minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebooks]'
+	$(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks
+
+docs: $(READY)  ## The documentation site, into site/; a broken link or reference fails
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(READY)  ## Speed, every question of benchmarks/; stores benchmarks/results/speed-*.json (half an hour)
 	$(BIN)/python benchmarks/bench.py --store benchmarks/results

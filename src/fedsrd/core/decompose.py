@@ -27,8 +27,8 @@ MOST_ITERATIONS = 40
 def factor_of_round(round_number: int) -> Factor:
     """The factor that moves in a round: B in odd rounds, A in even ones.
 
-    >>> [factor_of_round(t) for t in (1, 2, 3)]
-    ['B', 'A', 'B']
+    >>> "".join(factor_of_round(t) for t in (1, 2, 3))
+    'BAB'
     """
     return "B" if round_number % 2 else "A"
 
