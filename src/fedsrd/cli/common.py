@@ -6,6 +6,8 @@ import typer
 from typer.core import TyperGroup
 
 INTERRUPTED = 130
+QUIET_HELP = "Print nothing but errors."
+JSON_HELP = "Print the results as JSON; progress goes to standard error."
 TRACK_HELP = "Live: tensorboard, wandb, mlflow or trackio; may be repeated."
 PLUGIN_HELP = "A Python file or module with methods of your own; it is executed."
 
@@ -29,11 +31,11 @@ app = typer.Typer(
 )
 
 
-def console(as_json: bool = False) -> Any:
-    """Where people read: standard output, or standard error where that is for JSON."""
+def console(as_json: bool = False, quiet: bool = False) -> Any:
+    """Where people read: standard output, or standard error where that is for JSON, or nowhere."""
     from rich.console import Console
 
-    return Console(stderr=as_json)
+    return Console(stderr=as_json, quiet=quiet)
 
 
 def load_plugins(plugins: list[str] | None) -> None:

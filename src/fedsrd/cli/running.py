@@ -6,7 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsrd.cli.common import INTERRUPTED, PLUGIN_HELP, TRACK_HELP, app, fail, listed, load_plugins, number
+from fedsrd.cli.common import (
+    INTERRUPTED,
+    JSON_HELP,
+    PLUGIN_HELP,
+    QUIET_HELP,
+    TRACK_HELP,
+    app,
+    fail,
+    listed,
+    load_plugins,
+    number,
+)
+from fedsrd.cli.common import console as console_of
 
 
 @app.command()
@@ -21,18 +33,18 @@ def run(
         bool, typer.Option("--keep-payloads", help="Keep every payload under DIR/payloads, for `fedsrd inspect`.")
     ] = False,
     track: Annotated[list[str] | None, typer.Option("--track", help=TRACK_HELP)] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help=QUIET_HELP)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
     plugins: Annotated[list[str] | None, typer.Option("--import", help=PLUGIN_HELP)] = None,
 ) -> None:
     """Run a federation in this process: every client trains in turn, only bytes pass between them."""
-    from rich.console import Console
-
     load_plugins(plugins)
 
     from fedsrd import recipe as recipes
     from fedsrd.federation.runfolder import RunFolder
     from fedsrd.report.terminal import now
 
-    console = Console()
+    console = console_of(as_json, quiet)
     if track:
         from fedsrd.report import tracking
 
@@ -50,15 +62,17 @@ def run(
         highlight=False,
     )
     try:
-        _run(console, chosen, folder, resume, keep_payloads, track or [])
+        summary = _run(console, chosen, folder, resume, keep_payloads, track or [])
     except KeyboardInterrupt:
         console.print(
             f"\nStopped. Continue after the last complete round with:\n  fedsrd run --resume --out {folder.path}"
         )
         raise SystemExit(INTERRUPTED) from None
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder.path), **summary}, indent=2))
 
 
-def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bool, track: list[str]) -> None:
+def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bool, track: list[str]) -> Any:
     from fedsrd.report import terminal
     from fedsrd.report.evaluation import benchmarks_table
 
@@ -83,6 +97,7 @@ def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bo
 
     file = report([folder.path], folder.path / "report.html")
     console.print(f"Report: {file}", highlight=False, soft_wrap=True)
+    return summary
 
 
 def _tracked(display: Any, track: list[str], folder: Path) -> Any:
@@ -113,11 +128,11 @@ def compare(
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default comparisons/NAME-DATE-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue in --out, round by round.")] = False,
     track: Annotated[list[str] | None, typer.Option("--track", help=TRACK_HELP)] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help=QUIET_HELP)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
     plugins: Annotated[list[str] | None, typer.Option("--import", help=PLUGIN_HELP)] = None,
 ) -> None:
     """Run many methods on equal terms and end with one table: quality, bytes, seconds."""
-    from rich.console import Console
-
     load_plugins(plugins)
     from fedsrd.compare import plan
     from fedsrd.report.terminal import now
@@ -139,15 +154,17 @@ def compare(
         overrides=overrides or [],
     )
     folder = out or Path("comparisons") / f"{comparison.name}-{now()}"
-    console = Console()
+    console = console_of(as_json, quiet)
     try:
-        _compare(console, comparison, folder, resume, track or [])
+        results = _compare(console, comparison, folder, resume, track or [])
     except KeyboardInterrupt:
         console.print(f"\nStopped. Continue in the middle of the round with:\n  fedsrd compare --resume --out {folder}")
         raise SystemExit(INTERRUPTED) from None
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), **results}, indent=2))
 
 
-def _compare(console: Any, comparison: Any, folder: Path, resume: bool, track: list[str]) -> None:
+def _compare(console: Any, comparison: Any, folder: Path, resume: bool, track: list[str]) -> Any:
     from fedsrd.report.progress import CompareDisplay
 
     console.print(f"{len(comparison.variants)} methods, {comparison.count()} runs; into {folder}", highlight=False)
@@ -162,3 +179,4 @@ def _compare(console: Any, comparison: Any, folder: Path, resume: bool, track: l
     outcome.show(console, results, folder)
     if not any(row["runs"] for row in results["rows"]):
         fail(f"every run failed; the reasons are in {folder}/runs", 1)
+    return results

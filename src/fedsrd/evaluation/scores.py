@@ -68,7 +68,7 @@ def table(scores: Mapping[str, Sequence[Score]]) -> tuple[list[str], list[list[s
         where, _, unit = label.partition(" ")
         cells = [_mean(means[subject].get(label), unit) for subject in subjects]
         lines.append([f"mean {where}", "", _unit(unit), "", *cells])
-    return ["benchmark", "domain", "unit", "examples", *subjects], lines
+    return ["benchmark", "domain", "unit", "n", *subjects], lines
 
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -48,7 +48,7 @@ def scores_table(found: Mapping[str, Sequence[scores.Score]]) -> Table:
     heads, lines = scores.table(found)
     table = Table(title="↓: less is better; ± one standard error", box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     for place, head in enumerate(heads):
-        table.add_column(head, justify="right" if place > 2 else "left", no_wrap=place < 2)
+        table.add_column(head, justify="right" if place > 2 else "left", no_wrap=True)
     for place, cells in enumerate(lines):
         last = place + 1 < len(lines) and not cells[0].startswith("mean") and lines[place + 1][0].startswith("mean")
         table.add_row(*cells, end_section=last)
