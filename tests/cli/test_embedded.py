@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from watching import Watch
 
 from fedsrd import recipe as recipes
 from fedsrd.data.prompt import format_prompt
@@ -20,29 +21,16 @@ SHORT = [
 ]
 
 
-class Silent:
-    def say(self, text):
-        pass
-
-    warn = say
-
-    def activity(self, *args):
-        pass
-
-    def round_done(self, record):
-        pass
-
-
 @pytest.mark.embedded
 def test_four_specialists_train_one_real_model(tmp_path):
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
     out = RunFolder(tmp_path / "run")
-    prepared = setup.prepare(recipes.load(None, SHORT), out, resume=False, observer=Silent())
+    prepared = setup.prepare(recipes.load(None, SHORT), out, resume=False, observer=Watch())
     assert prepared.table.elements == 4_884_480
     assert len(prepared.table.modules) == 210
-    summary = local.run(prepared, Silent())
+    summary = local.run(prepared, Watch())
     assert summary["base"]["in_domain"] > 1
     assert set(summary["final"]["by_set"]) == {"code", "medical", "finance", "math", "general", "law"}
     assert set(summary["benchmarks"]["final"]) == {"humaneval-nll", "math-exact", "medmcqa", "logiqa", "tort-law"}

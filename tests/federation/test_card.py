@@ -2,6 +2,7 @@
 
 import pytest
 from huggingface_hub import ModelCard
+from watching import Watch
 
 from fedsrd import recipe as recipes
 from fedsrd.federation import local, setup
@@ -20,23 +21,10 @@ SUMMARY = {
 }
 
 
-class Silent:
-    def say(self, text):
-        pass
-
-    warn = say
-
-    def activity(self, *_):
-        pass
-
-    def round_done(self, record):
-        pass
-
-
 def test_a_run_leaves_a_card_that_the_hubs_library_reads(tiny_recipe, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    prepared = setup.prepare(recipes.parse({**tiny_recipe, "rounds": 1}), folder, resume=False, observer=Silent())
-    local.run(prepared, Silent())
+    prepared = setup.prepare(recipes.parse({**tiny_recipe, "rounds": 1}), folder, resume=False, observer=Watch())
+    local.run(prepared, Watch())
     found = ModelCard.load(folder.adapter / "README.md")
     assert found.data.library_name == "peft"
     assert "federated-learning" in found.data.tags
@@ -54,7 +42,7 @@ def test_a_run_leaves_a_card_that_the_hubs_library_reads(tiny_recipe, tmp_path):
 def test_personal_adapters_have_one_each(tiny_recipe, tmp_path):
     folder = RunFolder(tmp_path / "run")
     tree = {**tiny_recipe, "rounds": 1, "method": {"name": "fedsa-lora"}}
-    local.run(setup.prepare(recipes.parse(tree), folder, resume=False, observer=Silent()), Silent())
+    local.run(setup.prepare(recipes.parse(tree), folder, resume=False, observer=Watch()), Watch())
     assert [(adapter / "README.md").is_file() for adapter in folder.adapters()] == [True, True]
 
 

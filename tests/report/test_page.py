@@ -5,6 +5,7 @@ import re
 
 import pytest
 from typer.testing import CliRunner
+from watching import Watch
 
 from fedsrd import recipe as recipes
 from fedsrd.cli import app
@@ -14,22 +15,9 @@ from fedsrd.federation.runfolder import RunFolder
 from fedsrd.report.page.write import report
 
 
-class Silent:
-    def say(self, text):
-        pass
-
-    warn = say
-
-    def activity(self, *_):
-        pass
-
-    def round_done(self, record):
-        pass
-
-
 def run(tree, folder):
-    prepared = setup.prepare(recipes.parse(tree), RunFolder(folder), resume=False, observer=Silent())
-    local.run(prepared, Silent())
+    prepared = setup.prepare(recipes.parse(tree), RunFolder(folder), resume=False, observer=Watch())
+    local.run(prepared, Watch())
     return folder
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from watching import Watch
 
 from fedsrd import recipe as recipes
 from fedsrd.errors import RecipeError
@@ -11,31 +12,8 @@ from fedsrd.federation.runfolder import RunFolder
 from fedsrd.report.tracking import Tracked, check, scalars
 
 
-class Told:
-    def __init__(self):
-        self.warned, self.rounds = [], []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def say(self, text):
-        pass
-
-    def warn(self, text):
-        self.warned.append(text)
-
-    def activity(self, *_):
-        pass
-
-    def round_done(self, record):
-        self.rounds.append(record["round"])
-
-
 def run(tree, folder, names):
-    recipe, told = recipes.parse(tree), Told()
+    recipe, told = recipes.parse(tree), Watch()
     prepared = setup.prepare(recipe, RunFolder(folder), resume=False, observer=told)
     with Tracked(told, names, folder / "tensorboard") as tracked:
         tracked.begin(recipe, "tiny")

@@ -8,6 +8,7 @@ import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from watching import Watch
 
 from fedsrd import recipe as recipes
 from fedsrd.core.factors import initial_factors
@@ -22,24 +23,8 @@ from fedsrd.training.models import AdaptedModel, lora_config, shape_table
 from fedsrd.training.sft import LocalTrainer, SFTOptions
 
 
-class Told:
-    def __init__(self):
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
-
-    warn = say
-
-    def activity(self, *_):
-        pass
-
-    def round_done(self, record):
-        pass
-
-
 def run(tree, folder):
-    told = Told()
+    told = Watch()
     prepared = setup.prepare(recipes.parse(tree), RunFolder(folder), resume=False, observer=told)
     return local.run(prepared, told), prepared, told
 
@@ -132,7 +117,7 @@ def test_a_run_on_a_four_bit_base(tiny_recipe, tmp_path):
 def test_a_method_that_changes_the_base_refuses_a_quantised_one(tiny_recipe, tmp_path):
     tree = {**tiny_recipe, "method": {"name": "flora"}, "model": {**tiny_recipe["model"], "quantization": "nf4"}}
     with pytest.raises(RecipeError, match="flora changes the base model.*methods that leave it as it is:.*fedsrd"):
-        setup.prepare(recipes.parse(tree), RunFolder(tmp_path / "run"), resume=False, observer=Told())
+        setup.prepare(recipes.parse(tree), RunFolder(tmp_path / "run"), resume=False, observer=Watch())
 
 
 def test_without_bitsandbytes_the_message_says_what_to_install(tiny_model, monkeypatch):
@@ -155,7 +140,7 @@ def test_what_the_tokenizer_lacks_is_said(tiny_recipe, tmp_path):
     file.write_text(json.dumps(config))
     tree = {**tiny_recipe, "rounds": 1, "model": {**tiny_recipe["model"], "id": str(model)}}
     _, _, told = run(tree, tmp_path / "run")
-    assert any("no padding token" in line for line in told.lines)
+    assert any("no padding token" in line for line in told.said)
 
     config.pop("eos_token")
     file.write_text(json.dumps(config))
