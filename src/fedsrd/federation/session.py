@@ -177,12 +177,13 @@ class Session:
                 training.prompt, training.max_length, evaluation.batch_size, evaluation.benchmark_examples
             )
             measure = partial(embedded.measure, self.adapted, embedded.named(name), what, self.observer.say)
+            if round_number:
+                rows[name] = measure()
+                continue
             model = self.recipe.model
-            rows[name] = (
-                cache.kept(cache.key(cache.model_identity(model.id, model.revision), name, what, model), measure)
-                if round_number == 0
-                else measure()
-            )
+            weights = cache.model_identity(model.id, model.revision)
+            key = cache.key(embedded.VERSION, weights, name, what, model, self.adapted.device.type)
+            rows[name] = cache.kept(key, measure)
         return rows
 
     def on_step(self, round_number: int, client: str) -> Any:
