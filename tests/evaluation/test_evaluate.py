@@ -207,6 +207,7 @@ def test_a_pickled_adapter_is_never_read(run_folder):
         (["./nothing"], EvaluationError, "./nothing: no such folder; expected a run, an adapter, or a model"),
         (["{tmp}"], EvaluationError, "nothing to evaluate; expected a run's folder"),
         (["{model}", "--tasks", "gsmk"], EvaluationError, "--tasks 'gsmk': no such benchmark; did you mean 'gsm8k'"),
+        (["{model}", "--tasks", ","], EvaluationError, "--tasks: names no benchmark"),
         (["{model}", "--tasks", "mbpp"], EvaluationError, "allow it with --run-code"),
         (["{model}", "--data", "gsm8k"], EvaluationError, "expected NAME=PATH"),
         (["{model}", "--data", "gsm8k=no.jsonl"], EvaluationError, "no.jsonl: no such file or folder"),

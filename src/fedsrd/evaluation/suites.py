@@ -189,11 +189,13 @@ def chosen(suite: SuiteName, names: list[str] | None = None) -> list[Benchmark]:
     """The benchmarks of a suite, or those named.
 
     Raises:
-        EvaluationError: a name is none (the nearest is named).
+        EvaluationError: a name is none (the nearest is named), or there are none.
     """
     if names is None:
         wanted = {"in-domain": (True,), "out-of-domain": (False,), "paper": (True, False)}.get(suite, ())
         return [benchmark for benchmark in BENCHMARKS.values() if benchmark.in_domain in wanted]
+    if not names:
+        raise EvaluationError(f"--tasks: names no benchmark; known: {', '.join(BENCHMARKS)}")
     return [named(name, "--tasks") for name in dict.fromkeys(names)]
 
 

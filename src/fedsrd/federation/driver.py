@@ -30,6 +30,7 @@ class Driver:
         recipe: what is run.
         folder: where it is kept.
         table: the adapter's shapes.
+        lora: PEFT's config of the adapter.
         method: the recipe's.
         rounds: who is asked and what is closed.
         observer: who is told.
@@ -41,6 +42,7 @@ class Driver:
     recipe: Recipe
     folder: RunFolder
     table: ShapeTable
+    lora: Any
     method: methods.Method
     rounds: Rounds
     observer: Observer
@@ -53,11 +55,11 @@ class Driver:
         """Of the rounds."""
         return self.rounds.server
 
-    def begin(self, adapter_config: str, names: list[str], start_bytes: int) -> list[Record]:
+    def begin(self, names: list[str], start_bytes: int) -> list[Record]:
         """Makes the folder of a new run; gives its records, round 0."""
         self.folder.create(self.recipe, environment())
         if self._one_adapter:
-            self.folder.write_adapter_config(adapter_config)
+            self.folder.write_adapter_config(self._config())
         records = [start_record(start_bytes, names, self.server.digest, self.quality())]
         self._commit(records)
         return records
@@ -102,11 +104,24 @@ class Driver:
             self._commit(records)
 
     def summarise(self, records: list[Record]) -> Record:
-        """Writes the adapter's card and summary.json, and gives the summary."""
+        """Writes what is not on the disk yet - the adapter of a changed base, cards, summary.json - and gives the
+        summary.
+        """
+        if self.method.changes_base:
+            from fedsrd.training.models import merged_tensors
+
+            tensors, ranks = merged_tensors(self.server.model(), self.server.base)
+            self.folder.write_adapter(self._config(ranks), tensors)
         summary = summarise(self.recipe, self.table, records)
         self.folder.write_cards(card(self.recipe, summary))
         self.folder.write_summary(summary)
         return summary
+
+    def _config(self, ranks: Mapping[str, int] | None = None) -> str:
+        from fedsrd.training.models import adapter_config
+
+        model = self.recipe.model
+        return adapter_config(self.lora, model.id, model.revision, ranks)
 
     @property
     def _one_adapter(self) -> bool:

@@ -97,6 +97,7 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
         recipe,
         folder,
         table,
+        prepared.lora,
         method,
         Rounds(server, LocalEngine(clients, session), recipe.participation, recipe.seed, session.observer.warn),
         session.observer,
@@ -109,7 +110,7 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
         for client in clients:
             client.start(start)
             server.delivered(client.name)
-        records = driver.begin(session.adapter_config(), names, len(start.payload))
+        records = driver.begin(names, len(start.payload))
     else:
         checkpoint, records = restored
         for client in clients:
@@ -128,9 +129,4 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
         for client in clients:
             tensors = adapter_tensors(client.model(server.factors))
             folder.write_adapter(session.adapter_config(), tensors, name=client.name)
-    elif method.changes_base:
-        from fedsrd.training.models import merged_tensors
-
-        tensors, found = merged_tensors(server.model(), server.base)
-        folder.write_adapter(session.adapter_config(found), tensors)
     return driver.summarise(records)

@@ -1,6 +1,6 @@
 """What a run in one process works with: the model that is lent to each client in turn, and everybody's data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -195,12 +195,12 @@ class Session:
 
         return show
 
-    def adapter_config(self, ranks: Mapping[str, int] | None = None) -> str:
-        """The text of adapter_config.json; `ranks` of the modules whose rank is not the recipe's."""
+    def adapter_config(self) -> str:
+        """The text of adapter_config.json."""
         from fedsrd.training.models import adapter_config
 
         model = self.recipe.model
-        return adapter_config(self._lora, model.id, model.revision, ranks)
+        return adapter_config(self._lora, model.id, model.revision)
 
     @property
     def _prompt(self) -> tuple[object, ...]:

@@ -131,6 +131,7 @@ def _serve(
         recipe,
         folder,
         table,
+        prepared.lora,
         method,
         Rounds(server, engine, asked, recipe.seed, watch.warn),
         watch,
@@ -138,16 +139,11 @@ def _serve(
         federation=federation,
     )
     if restored is None:
-        records = driver.begin(_adapter_config(recipe, prepared), [], 0)
+        records = driver.begin([], 0)
     else:
         checkpoint, records = restored
         driver.restore(checkpoint, records)
     driver.run(records, keep_payloads=bool(config.get("keep-payloads", False)))
-    if method.changes_base:
-        from fedsrd.training.models import adapter_config, merged_tensors
-
-        tensors, ranks = merged_tensors(server.model(), server.base)
-        folder.write_adapter(adapter_config(prepared.lora, recipe.model.id, recipe.model.revision, ranks), tensors)
     return driver.summarise(records), records
 
 
@@ -209,9 +205,3 @@ def _work(recipe: Recipe, name: str) -> Work:
         recipe=tables,
         data=[] if entry is None else list(entry.sections),
     )
-
-
-def _adapter_config(recipe: Recipe, prepared: Prepared) -> str:
-    from fedsrd.training.models import adapter_config
-
-    return adapter_config(prepared.lora, recipe.model.id, recipe.model.revision)
