@@ -65,7 +65,14 @@ def run(quick: bool) -> Result:
 def _run(method: str, rounds: int, steps: int) -> list[dict[str, float]]:
     chosen = recipes.load(
         None,
-        [f'method={{name="{method}"}}', f"rounds={rounds}", f"training.steps={steps}", "evaluation.examples=1"],
+        [
+            f'method={{name="{method}"}}',
+            f"rounds={rounds}",
+            f"training.steps={steps}",
+            "evaluation.examples=1",
+            "evaluation.benchmarks=[]",
+            "evaluation.samples=0",
+        ],
     )
     with tempfile.TemporaryDirectory() as folder:
         prepared = setup.prepare(chosen, RunFolder(Path(folder, "run")), resume=False, observer=_Silent())

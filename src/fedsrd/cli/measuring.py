@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsrd.cli.common import INTERRUPTED, app, fail, listed
+from fedsrd.cli.common import INTERRUPTED, JSON_HELP, QUIET_HELP, app, fail, listed
 from fedsrd.cli.common import console as console_of
 
 
@@ -38,7 +38,8 @@ def evaluate(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences at a time.")] = 8,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of base weights; default: the run's.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help=QUIET_HELP)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Measure quality: the embedded suite in minutes on a CPU, or the paper's ten benchmarks through lm-eval."""
     from fedsrd.evaluation import local_files, subjects, suites
@@ -58,7 +59,7 @@ def evaluate(
         found = subjects.with_bases(found)
     files = local_files.parse(data or [])
     folder = out or Path("evaluations") / f"{'tasks' if names else suite}-{now()}"
-    console = console_of(as_json)
+    console = console_of(as_json, quiet)
     what = "the embedded suite" if names is None and suite == "embedded" else ", ".join(b.title for b in benchmarks)
     console.print(f"{', '.join(s.name for s in found)} on {what}; into {folder}", highlight=False)
     request = {

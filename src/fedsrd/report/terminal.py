@@ -1,5 +1,6 @@
 """The terminal: live progress of a run, and the closing tables."""
 
+import contextlib
 import time
 from typing import Any, Self
 
@@ -15,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from fedsrd.packages import watched
 
 Record = dict[str, Any]
 
@@ -54,15 +57,31 @@ class Display:
             disable=not console.is_terminal,
         )
         self._began = time.perf_counter()
+        self._transfers: dict[str, tuple[Any, float]] = {}
+        self._inside = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Starts the moving lines."""
         self.progress.start()
+        self._inside.enter_context(watched(self.transfer))
         return self
 
     def __exit__(self, *_: object) -> None:
         """Takes the moving lines away."""
+        self._inside.close()
         self.progress.stop()
+
+    def transfer(self, what: str, done: int, total: int) -> None:
+        """A line that moves, for as long as a download takes."""
+        if what not in self._transfers:
+            self._transfers[what] = (
+                self.progress.add_task(f"fetching {what}", total=total // 10**6, detail=""),
+                time.time(),
+            )
+        task, began = self._transfers[what]
+        rate = done / max(time.time() - began, 0.1)
+        detail = f"MB, {rate / 1e6:.1f} MB/s"
+        self.progress.update(task, completed=done // 10**6, detail=detail, visible=done < total)
 
     def say(self, text: str) -> None:
         """One line that stays."""
@@ -80,12 +99,17 @@ class RunDisplay(Display):
     def __init__(self, console: Console, rounds: int) -> None:
         super().__init__(console, BarColumn(bar_width=24))
         self._rounds = rounds
+        self._at = ("", 0, 0.0)
         self._task = self.progress.add_task("preparing", total=rounds, detail="", start=True)
 
     def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
         """Moves the moving line."""
         text = f"round {round_number}/{self._rounds}  {what}"
-        self.progress.update(self._task, description=text, detail=f"{done}/{total} {detail}")
+        if text != self._at[0]:
+            self._at = (text, done, time.perf_counter())
+        gone, seconds = done - self._at[1], time.perf_counter() - self._at[2]
+        rate = f"  {seconds / gone:.1f} s each" if gone > 0 else ""
+        self.progress.update(self._task, description=text, detail=f"{done}/{total} {detail}{rate}")
 
     def round_done(self, record: Record) -> None:
         """One line about a complete round."""
