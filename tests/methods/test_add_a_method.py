@@ -44,7 +44,7 @@ def test_the_method_of_the_page_does_what_every_method_does(file):
 
 
 def test_the_command_of_the_page_runs(file, tiny_recipe, tmp_path, monkeypatch):
-    command = re.search(r"```bash\nfedsrd (compare --import .*?)\n```", PAGE, re.S).group(1).split()
+    command = re.search(r"```bash[^\n]*\nfedsrd (compare --import .*?)\n```", PAGE, re.S).group(1).split()
     monkeypatch.chdir(tmp_path)
     tiny_recipe["rounds"] = 1
     Path("tiny.toml").write_text(tomli_w.dumps(tiny_recipe), encoding="utf-8")
