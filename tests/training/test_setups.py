@@ -80,6 +80,25 @@ def test_a_packed_batch_has_the_loss_and_gradients_of_a_padded_one(adapted, exam
         torch.testing.assert_close(packed, padded, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_gradients_on_every_architecture(kind, tmp_path):
+    """Longer together than a sliding window, so that a neighbour would be seen if it could be."""
+    tiny.make(tmp_path, kind, **KINDS[kind])
+    lora = lora_config(4, 8, 0.0, "all-linear")
+    adapted = AdaptedModel.load(str(tmp_path), lora, BaseOptions(dtype="float32", device="cpu"))
+    adapted.set_factors({name: pair._replace(B=pair.B + 0.02) for name, pair in adapted.factors().items()})
+    adapted.model.eval()
+    parameters = adapted.parameters(("B", "A"))
+    sizes = ((3, 9), (14, 6), (1, 1), (7, 12))
+    examples = [Encoded(list(range(5, 5 + p)), list(range(40, 40 + r))) for p, r in sizes]
+    padded = response_loss(adapted.model, collate(examples, 0), adapted.device)
+    packed = packed_loss(adapted.model, pack(examples), adapted.device)
+    assert packed.item() == pytest.approx(padded.item(), rel=1e-4)
+    gradients = (torch.autograd.grad(loss, parameters) for loss in (padded, packed))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
+
+
 def test_packing_trains_to_the_same_factors(adapted, tiny_model):
     table = shape_table(str(tiny_model), lora_config(4, 8, 0.0, "all-linear"))
     start = initial_factors(table, 0)
