@@ -1,15 +1,21 @@
 """What all commands share: the application, its exit codes, and how options become values."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 INTERRUPTED = 130
-QUIET_HELP = "Print nothing but errors."
-JSON_HELP = "Print the results as JSON; progress goes to standard error."
-TRACK_HELP = "Live: tensorboard, wandb, mlflow or trackio; may be repeated."
-PLUGIN_HELP = "A Python file or module with methods of your own; it is executed."
+# Options of several commands.
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON; progress goes to standard error.")]
+Track = Annotated[
+    list[str] | None, typer.Option("--track", help="Live: tensorboard, wandb, mlflow or trackio; may be repeated.")
+]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--import", help="A Python file or module with methods of your own; it is executed."),
+]
 
 ORDER = ("run", "compare", "evaluate", "report", "plan", "inspect", "data")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsrd.cli.common import INTERRUPTED, JSON_HELP, QUIET_HELP, app, fail, listed
+from fedsrd.cli.common import INTERRUPTED, Json, Quiet, app, fail, listed
 from fedsrd.cli.common import console as console_of
 
 
@@ -38,8 +38,8 @@ def evaluate(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences at a time.")] = 8,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of base weights; default: the run's.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", help=QUIET_HELP)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Measure quality: the embedded suite in minutes on a CPU, or the paper's ten benchmarks through lm-eval."""
     from fedsrd.evaluation import local_files, subjects, suites

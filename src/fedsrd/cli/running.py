@@ -6,18 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsrd.cli.common import (
-    INTERRUPTED,
-    JSON_HELP,
-    PLUGIN_HELP,
-    QUIET_HELP,
-    TRACK_HELP,
-    app,
-    fail,
-    listed,
-    load_plugins,
-    number,
-)
+from fedsrd.cli.common import INTERRUPTED, Json, Plugins, Quiet, Track, app, fail, listed, load_plugins, number
 from fedsrd.cli.common import console as console_of
 
 
@@ -32,10 +21,10 @@ def run(
     keep_payloads: Annotated[
         bool, typer.Option("--keep-payloads", help="Keep every payload under DIR/payloads, for `fedsrd inspect`.")
     ] = False,
-    track: Annotated[list[str] | None, typer.Option("--track", help=TRACK_HELP)] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help=QUIET_HELP)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
-    plugins: Annotated[list[str] | None, typer.Option("--import", help=PLUGIN_HELP)] = None,
+    track: Track = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    plugins: Plugins = None,
 ) -> None:
     """Run a federation in this process: every client trains in turn, only bytes pass between them."""
     load_plugins(plugins)
@@ -45,10 +34,7 @@ def run(
     from fedsrd.report.terminal import now
 
     console = console_of(as_json, quiet)
-    if track:
-        from fedsrd.report import tracking
-
-        tracking.check(track)
+    _check_trackers(track)
     if resume and out is None:
         fail("--resume: which run? Name its folder with --out", 2)
     own = resume and recipe is None and not overrides and out is not None
@@ -100,6 +86,13 @@ def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bo
     return summary
 
 
+def _check_trackers(track: list[str] | None) -> None:
+    if track:
+        from fedsrd.report import tracking
+
+        tracking.check(track)
+
+
 def _tracked(display: Any, track: list[str], folder: Path) -> Any:
     if not track:
         return display
@@ -127,20 +120,17 @@ def compare(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default comparisons/NAME-DATE-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue in --out, round by round.")] = False,
-    track: Annotated[list[str] | None, typer.Option("--track", help=TRACK_HELP)] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help=QUIET_HELP)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
-    plugins: Annotated[list[str] | None, typer.Option("--import", help=PLUGIN_HELP)] = None,
+    track: Track = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    plugins: Plugins = None,
 ) -> None:
     """Run many methods on equal terms and end with one table: quality, bytes, seconds."""
     load_plugins(plugins)
     from fedsrd.compare import plan
     from fedsrd.report.terminal import now
 
-    if track:
-        from fedsrd.report import tracking
-
-        tracking.check(track)
+    _check_trackers(track)
     if resume and out is None:
         fail("--resume: which comparison? Name its folder with --out", 2)
     path = recipe

@@ -51,6 +51,11 @@ def format_prompt(instruction: str, style: Style, tokenizer: Any) -> str:
     return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
 
+def prompt_ids(instruction: str, style: Style, tokenizer: Any) -> list[int]:
+    """Token ids of the text before the response, whole. Arguments and errors as `format_prompt`."""
+    return _ids(format_prompt(instruction, style, tokenizer), tokenizer)
+
+
 def encode(example: Example, style: Style, tokenizer: Any, max_length: int) -> Encoded:
     """Token ids of prompt and response, together at most `max_length`.
 
@@ -64,7 +69,7 @@ def encode(example: Example, style: Style, tokenizer: Any, max_length: int) -> E
     """
     if max_length < 8:
         raise ValueError(f"max_length {max_length}: expected 8 or more tokens")
-    prompt = _ids(format_prompt(example.instruction, style, tokenizer), tokenizer)
+    prompt = prompt_ids(example.instruction, style, tokenizer)
     response = [*_ids(example.response, tokenizer), tokenizer.eos_token_id]
     room = max(max_length - len(prompt), max_length // 2)
     response = response[:room]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from fedsrd.evaluation.nll import Lent
+from fedsrd.training.batches import padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ def _losses(lent: Lent, questions: Sequence[Question]) -> list[float]:
 
     A question is read once, and its keys and values serve all its options: a quarter of the work for four of them.
     """
-    prompts, seen = _padded([question.prompt for question in questions], left=True)
+    prompts, seen = padded([question.prompt for question in questions], 0)
     rows = [row for row, question in enumerate(questions) for _ in question.options]
-    options, mask = _padded([option for question in questions for option in question.options], left=False)
+    options, mask = padded([option for question in questions for option in question.options], 0, left=False)
     device = lent.device
     first = lent.model(
         input_ids=prompts.to(device),
@@ -82,15 +82,3 @@ def _losses(lent: Lent, questions: Sequence[Question]) -> list[float]:
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), options.to(device).flatten(), reduction="none")
     found: list[float] = (losses.view(mask.shape) * mask.to(device)).sum(1).tolist()
     return found
-
-
-def _padded(sequences: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, both (sequences, longest) int64. Padding is masked, so its id does not matter."""
-    longest = max(map(len, sequences))
-    ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        place = slice(longest - len(sequence), None) if left else slice(0, len(sequence))
-        ids[row, place] = torch.tensor(sequence)
-        mask[row, place] = 1
-    return ids, mask

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fedsrd.data import catalog
 from fedsrd.data.examples import Example
-from fedsrd.data.prompt import Style, encode, format_prompt
+from fedsrd.data.prompt import Style, encode, prompt_ids
 from fedsrd.data.sources.benchmarks import options
 from fedsrd.errors import EvaluationError
 from fedsrd.evaluation import choices, exact, nll
@@ -135,6 +135,14 @@ def score(measure: Measure, row: Mapping[str, Any]) -> Score:
     )
 
 
+def before_and_after(benchmarks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, list[Score]]:
+    """The scores of a run's benchmarks (its summary's "base" and "final" rows), for `scores.table`."""
+    return {
+        label: [score(named(name), row) for name, row in benchmarks[key].items()]
+        for label, key in (("base model", "base"), ("after", "final"))
+    }
+
+
 Row = dict[str, float | None]
 
 
@@ -154,24 +162,19 @@ def _choice(lent: Lent, examples: Sequence[Example], setting: Setting) -> Row:
     for example in examples:
         texts = options(example.instruction)
         tokens = [list(lent.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-        prompt = _prompt(lent, example, setting.style)
+        # Whole: a question that is cut has lost its options.
+        prompt = prompt_ids(example.instruction, setting.style, lent.tokenizer)
         questions.append(choices.Question(prompt, tuple(tokens), tuple(map(len, texts)), texts.index(example.response)))
     whole, each = choices.answered(lent, questions, setting.batch_size)
     return {**_share("acc", "none", whole), **_share("acc_norm", "none", each)}
 
 
 def _exact(lent: Lent, examples: Sequence[Example], setting: Setting) -> Row:
-    prompts = [_prompt(lent, example, setting.style) for example in examples]
+    prompts = [prompt_ids(example.instruction, setting.style, lent.tokenizer) for example in examples]
     # One token at a time is bound by reading the weights: more sequences cost next to nothing.
     answers = exact.generate(lent, prompts, NEW_TOKENS, 4 * setting.batch_size)
     right = [exact.matches(answer, example.response) for answer, example in zip(answers, examples, strict=True)]
     return _share("exact_match", "flexible-extract", right)
-
-
-def _prompt(lent: Lent, example: Example, style: Style) -> list[int]:
-    """The whole prompt: a question that is cut has lost its options."""
-    text = format_prompt(example.instruction, style, lent.tokenizer)
-    return list(lent.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _share(metric: str, filtered: str, hits: Sequence[bool]) -> Row:

@@ -98,7 +98,8 @@ def run(
         EvaluationError: `out` holds another evaluation, or as `Request.runner`.
         ModelError, DataError, PackageError: a model or data cannot be loaded.
     """
-    whole = {**request.record(), "subjects": {subject.name: _where(subject) for subject in subjects}}
+    record = request.record()
+    whole = {**record, "subjects": {subject.name: _where(subject) for subject in subjects}}
     _check(out, whole)
     runner = request.runner(observer)
     # A model that is not there must show before another is evaluated for hours, and before anything is written.
@@ -108,7 +109,7 @@ def run(
     for subject in subjects:
         one = _One(subject, identities[subject.name], runner, lending, observer, out / _folder(subject.name))
         results = merged(one.part(part) for part in runner.parts)
-        config = {"batch_size": request.batch_size, "limit": request.limit, "fedsrd": request.record()}
+        config = {"batch_size": request.batch_size, "limit": request.limit, "fedsrd": record}
         cache.write(one.folder / "eval.json", results | {"config": {**one.config(), **config}})
         found[subject.name] = runner.scores(results["results"])
     heads, lines = scores.table(found)

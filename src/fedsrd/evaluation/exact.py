@@ -8,6 +8,7 @@ from fractions import Fraction
 import torch
 
 from fedsrd.evaluation.nll import Lent
+from fedsrd.training.batches import padded
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
 _ANSWER = re.compile(r"answer\s*(?:is)?\s*[:=]?\s*", re.IGNORECASE)
@@ -29,12 +30,7 @@ def generate(lent: Lent, prompts: Sequence[Sequence[int]], most: int, batch_size
     lent.model.eval()
     for at in range(0, len(order), batch_size):
         places = order[at : at + batch_size]
-        longest = max(len(prompts[place]) for place in places)
-        ids = torch.full((len(places), longest), pad, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, place in enumerate(places):
-            ids[row, longest - len(prompts[place]) :] = torch.tensor(prompts[place])
-            mask[row, longest - len(prompts[place]) :] = 1
+        ids, mask = padded([prompts[place] for place in places], pad)
         with torch.inference_mode():
             out = lent.model.generate(
                 input_ids=ids.to(lent.device),
@@ -44,7 +40,7 @@ def generate(lent: Lent, prompts: Sequence[Sequence[int]], most: int, batch_size
                 pad_token_id=pad,
             )
         for row, place in enumerate(places):
-            found[place] = tokenizer.decode(out[row, longest:], skip_special_tokens=True)
+            found[place] = tokenizer.decode(out[row, ids.shape[1] :], skip_special_tokens=True)
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedsrd.errors import EvaluationError
+from fedsrd.training.loading import looks_local
 
 BASE = "base model"
 
@@ -79,7 +80,7 @@ def _resolve(target: str) -> list[Subject]:
             f"{target}: nothing to evaluate; expected a run's folder (recipe.toml), an adapter's "
             "(adapter_config.json), or a model's (config.json)"
         )
-    if not path.exists() and (target.startswith((".", "/", "~")) or target.count("/") > 1):
+    if not path.exists() and looks_local(target):
         raise EvaluationError(f"{target}: no such folder; expected a run, an adapter, or a model")
     return [Subject(path.name if path.is_dir() else target, target)]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedsrd import __version__
 from fedsrd.recipe import DataSection, Recipe
+from fedsrd.training.loading import looks_local
 
 Record = Mapping[str, Any]
 
@@ -145,4 +146,4 @@ def _is_path(source: str) -> bool:
     if source.startswith("embedded:"):
         return False
     file = Path(source).suffix in (".json", ".jsonl", ".csv", ".parquet")
-    return file or source.startswith((".", "~", "/")) or source.count("/") != 1 or Path(source).exists()
+    return file or looks_local(source) or "/" not in source or Path(source).exists()

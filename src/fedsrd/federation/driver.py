@@ -59,7 +59,7 @@ class Driver:
         """Makes the folder of a new run; gives its records, round 0."""
         self.folder.create(self.recipe, environment())
         if self._one_adapter:
-            self.folder.write_adapter_config(self._config())
+            self.folder.write_adapter_config(self.adapter_config())
         records = [start_record(start_bytes, names, self.server.digest, self.quality())]
         self._commit(records)
         return records
@@ -111,13 +111,14 @@ class Driver:
             from fedsrd.training.models import merged_tensors
 
             tensors, ranks = merged_tensors(self.server.model(), self.server.base)
-            self.folder.write_adapter(self._config(ranks), tensors)
+            self.folder.write_adapter(self.adapter_config(ranks), tensors)
         summary = summarise(self.recipe, self.table, records)
         self.folder.write_cards(card(self.recipe, summary))
         self.folder.write_summary(summary)
         return summary
 
-    def _config(self, ranks: Mapping[str, int] | None = None) -> str:
+    def adapter_config(self, ranks: Mapping[str, int] | None = None) -> str:
+        """The text of adapter_config.json; `ranks` of the modules whose rank is not the recipe's."""
         from fedsrd.training.models import adapter_config
 
         model = self.recipe.model

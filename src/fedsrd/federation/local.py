@@ -128,5 +128,5 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
 
         for client in clients:
             tensors = adapter_tensors(client.model(server.factors))
-            folder.write_adapter(session.adapter_config(), tensors, name=client.name)
+            folder.write_adapter(driver.adapter_config(), tensors, name=client.name)
     return driver.summarise(records)

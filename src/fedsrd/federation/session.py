@@ -146,16 +146,13 @@ class Session:
 
     def _samples(self, factors: Factors, base: Base) -> dict[str, list[dict[str, str]]]:
         """The model's greedy answers to the first held-out prompts of every set."""
-        from fedsrd.data.prompt import format_prompt
+        from fedsrd.data.prompt import prompt_ids
         from fedsrd.evaluation import exact
 
         self.adapted.set_factors(factors, base)
         tokenizer, style = self.adapted.tokenizer, self.recipe.training.prompt
         flat = [(name, example) for name, examples in self._asked.items() for example in examples]
-        prompts = [
-            list(tokenizer(format_prompt(example.instruction, style, tokenizer), add_special_tokens=False)["input_ids"])
-            for _, example in flat
-        ]
+        prompts = [prompt_ids(example.instruction, style, tokenizer) for _, example in flat]
         answers = exact.generate(self.adapted, prompts, SAMPLE_TOKENS, len(prompts))
         found: dict[str, list[dict[str, str]]] = {}
         for (name, example), answer in zip(flat, answers, strict=True):
@@ -194,13 +191,6 @@ class Session:
             self.observer.activity(round_number, client, step, steps, f"loss {loss:.3f}")
 
         return show
-
-    def adapter_config(self) -> str:
-        """The text of adapter_config.json."""
-        from fedsrd.training.models import adapter_config
-
-        model = self.recipe.model
-        return adapter_config(self._lora, model.id, model.revision)
 
     @property
     def _prompt(self) -> tuple[object, ...]:

@@ -36,11 +36,7 @@ def benchmarks_table(summary: Mapping[str, Any]) -> Table | None:
     found = summary.get("benchmarks")
     if not found:
         return None
-    measured = {
-        label: [embedded.score(embedded.named(name), row) for name, row in found[key].items()]
-        for label, key in (("base model", "base"), ("after", "final"))
-    }
-    return scores_table(measured)
+    return scores_table(embedded.before_and_after(found))
 
 
 def scores_table(found: Mapping[str, Sequence[scores.Score]]) -> Table:

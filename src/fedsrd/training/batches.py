@@ -34,21 +34,25 @@ class Batch:
         return int((self.labels != IGNORED).sum())
 
 
+def padded(sequences: Sequence[Sequence[int]], fill: int, *, left: bool = True) -> tuple[Tensor, Tensor]:
+    """Sequences filled up to the longest, and their mask: both (sequences, longest) int64, the mask 0 on filling."""
+    longest = max(map(len, sequences))
+    ids = torch.full((len(sequences), longest), fill, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        place = slice(longest - len(sequence), None) if left else slice(0, len(sequence))
+        ids[row, place] = torch.tensor(sequence, dtype=torch.int64)
+        mask[row, place] = 1
+    return ids, mask
+
+
 def collate(examples: Sequence[Encoded], pad_id: int) -> Batch:
     """Pads on the left, so that all responses end together and logits are needed for the last positions only.
 
     Masks go by length, never by the padding's id: many tokenizers pad with their end-of-text token.
     """
-    length = max(len(e.prompt) + len(e.response) for e in examples)
-    longest = max(len(e.response) for e in examples)
-    ids = torch.full((len(examples), length), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    labels = torch.full((len(examples), longest), IGNORED, dtype=torch.int64)
-    for row, example in enumerate(examples):
-        tokens = [*example.prompt, *example.response]
-        ids[row, length - len(tokens) :] = torch.tensor(tokens)
-        mask[row, length - len(tokens) :] = 1
-        labels[row, longest - len(example.response) :] = torch.tensor(example.response)
+    ids, mask = padded([[*e.prompt, *e.response] for e in examples], pad_id)
+    labels, _ = padded([e.response for e in examples], IGNORED)
     return Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), labels)
 
 

@@ -131,7 +131,7 @@ def _explained(model_id: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        missing = "" if not _looks_local(model_id) or Path(model_id).is_dir() else " (there is no such folder)"
+        missing = "" if not looks_local(model_id) or Path(model_id).is_dir() else " (there is no such folder)"
         if "gated" in str(error).lower():
             raise ModelError(
                 f"model.id = {model_id!r}: its weights are gated; accept the terms at "
@@ -144,7 +144,8 @@ def _explained(model_id: str) -> Iterator[None]:
         ) from None
 
 
-def _looks_local(model_id: str) -> bool:
+def looks_local(model_id: str) -> bool:
+    """Whether a name can only be a place on a disk, and no hub's id."""
     return model_id.startswith((".", "~", os.sep)) or model_id.count("/") > 1
 
 

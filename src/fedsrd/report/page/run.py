@@ -113,11 +113,7 @@ def _benchmarks(summary: Record) -> str:
     found = summary.get("benchmarks")
     if not found:
         return ""
-    measured = {
-        label: [embedded.score(embedded.named(name), row) for name, row in found[key].items()]
-        for label, key in (("base model", "base"), ("after", "final"))
-    }
-    heads, rows = scores.table(measured)
+    heads, rows = scores.table(embedded.before_and_after(found))
     return "<h3>Benchmarks</h3>" + html.table(heads, rows, "↓: less is better; ± one standard error")
 
 
