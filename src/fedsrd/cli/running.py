@@ -60,7 +60,7 @@ def run(
 
 def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bool, track: list[str]) -> Any:
     from fedsrd.report import terminal
-    from fedsrd.report.evaluation import benchmarks_table
+    from fedsrd.report.evaluation import closing_tables
 
     with _tracked(terminal.RunDisplay(console, recipe.rounds), track, folder.path / "tensorboard") as display:
         display.say("Checking folder, data and model")
@@ -71,10 +71,7 @@ def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bo
             display.begin(recipe, folder.path.name)
         summary = local.run(prepared, display, keep_payloads=keep_payloads)
     records = [json.loads(line) for line in (folder.path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
-    console.print(terminal.rounds_table(records))
-    if summary["final"] is not None:
-        console.print(terminal.quality_table(summary))
-    if (table := benchmarks_table(summary)) is not None:
+    for table in closing_tables(records, summary):
         console.print(table)
     console.print(terminal.totals(summary), highlight=False)
     for adapter in folder.adapters():

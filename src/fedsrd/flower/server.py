@@ -26,7 +26,7 @@ from fedsrd.methods import Method
 from fedsrd.recipe import Recipe
 from fedsrd.report import terminal
 from fedsrd.report.board import Board
-from fedsrd.report.evaluation import benchmarks_table
+from fedsrd.report.evaluation import closing_tables
 from fedsrd.report.page.write import report
 
 WIDTH = 100
@@ -64,10 +64,7 @@ def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None)
         prepared = Prepared(recipe, folder, *check(_without_private_data(recipe), board, Assets()))
         with folder.locked():
             summary, records = _serve(grid, recipe, prepared, _Watch(board, Log(folder.path / "log.jsonl")), config)
-    console.print(terminal.rounds_table(records))
-    if summary["final"] is not None:
-        console.print(terminal.quality_table(summary))
-    if (table := benchmarks_table(summary)) is not None:
+    for table in closing_tables(records, summary):
         console.print(table)
     console.print(terminal.totals(summary), highlight=False, soft_wrap=True)
     for adapter in folder.adapters():

@@ -9,6 +9,7 @@ from rich.progress import BarColumn
 from rich.table import Table
 
 from fedsrd.evaluation import embedded, scores
+from fedsrd.report import terminal
 from fedsrd.report.terminal import Display
 
 
@@ -37,6 +38,13 @@ def benchmarks_table(summary: Mapping[str, Any]) -> Table | None:
     if not found:
         return None
     return scores_table(embedded.before_and_after(found))
+
+
+def closing_tables(records: list[dict[str, Any]], summary: dict[str, Any]) -> list[Table]:
+    """What a run ends with, in one process and under Flower alike: rounds, quality, benchmarks, as far as measured."""
+    quality = terminal.quality_table(summary) if summary["final"] is not None else None
+    found = (terminal.rounds_table(records), quality, benchmarks_table(summary))
+    return [table for table in found if table is not None]
 
 
 def scores_table(found: Mapping[str, Sequence[scores.Score]]) -> Table:
