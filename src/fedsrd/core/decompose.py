@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedsrd.core.factors import Draw, Factor, Slot, SparseTensor
+from fedsrd.core.lora import Factor
 from fedsrd.core.reconstruct import LowRank, Mean, project
+from fedsrd.core.tensors import Draw, SparseTensor
 
 SMALLEST = 1e-24  # squared magnitudes that float32 products can hold, and their reciprocals
 WORST = 1e-4  # singular values, of the largest: below, the Gram matrix has lost them
@@ -227,12 +228,12 @@ def _norm(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
 
 
-def sparsify_at_random(delta: Tensor, slot: Slot, seed: int, keep: float) -> SparseTensor:
+def sparsify_at_random(delta: Tensor, name: str, seed: int, keep: float) -> SparseTensor:
     """Each element of `delta` with probability `keep`, divided by `keep`, so that the expectation is `delta` itself.
 
     Args:
-        delta: (rows, columns) float32.
-        slot: where it belongs; every slot draws on its own.
+        delta: float32.
+        name: the tensor that it changes; every tensor draws on its own.
         seed: of the draw, 0 <= seed < 2**64.
         keep: 1 - p, in (0, 1]; at 1 everything stays.
 
@@ -243,5 +244,5 @@ def sparsify_at_random(delta: Tensor, slot: Slot, seed: int, keep: float) -> Spa
         raise ValueError(f"keep {keep}: expected 0 < keep <= 1 (a download sparsity in [0, 1))")
     if keep == 1.0:
         return SparseTensor.from_dense(delta)
-    drawn = SparseTensor.from_draw(delta, slot, Draw(seed, keep))
+    drawn = SparseTensor.from_draw(delta, name, Draw(seed, keep))
     return SparseTensor(drawn.shape, drawn.positions, drawn.values / keep, drawn.draw)

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedsrd.core.factors import FACTORS, Delta, Factor, LoraPair, Slot, add_weighted
-from fedsrd.core.sparse import kernel
+from fedsrd.core.lora import FACTORS, Factor, LoraPair, tensor_name
+from fedsrd.core.sparse import to_csr
+from fedsrd.core.tensors import Delta, add_weighted
 
 KEPT_CLIENTS = 16
 """Up to so many clients a module's deltas are kept between products; beyond, memory would grow with the clients."""
@@ -90,7 +91,7 @@ class Mean:
         B, A = (
             add_weighted(
                 start.clone(memory_format=torch.contiguous_format),
-                Slot(self.module, factor),
+                tensor_name(self.module, factor),
                 self.deltas,
                 self.weights,
             )
@@ -105,7 +106,7 @@ class Mean:
         average = torch.zeros(rank, thin.shape[1])
         small = []
         for client, weight in enumerate(self.weights):
-            delta = self._kernel(client, "A" if moving == "B" else "B", moving == "A")
+            delta = self._csr(client, "A" if moving == "B" else "B", moving == "A")
             small.append(torch.zeros_like(average) if delta is None else torch.mm(delta, thin))
             average.add_(small[-1], alpha=weight)
         return small, average
@@ -113,17 +114,17 @@ class Mean:
     def _outer(self, result: Tensor, small: Sequence[Tensor], moving: Factor) -> Tensor:
         """`result` plus each client's change of the moving factor times its small matrix."""
         for client, own in enumerate(small):
-            delta = self._kernel(client, moving, moving == "A")
+            delta = self._csr(client, moving, moving == "A")
             if delta is not None:
                 torch.addmm(result, delta, own, out=result)
         return result
 
-    def _kernel(self, client: int, factor: Factor, transposed: bool) -> Tensor | None:
+    def _csr(self, client: int, factor: Factor, transposed: bool) -> Tensor | None:
         key = (client, factor, transposed)
         if key in self._kept:
             return self._kept[key]
-        sparse = self.deltas[client].get(Slot(self.module, factor))
-        made = kernel(sparse, transposed=transposed) if sparse is not None and sparse.count else None
+        sparse = self.deltas[client].get(tensor_name(self.module, factor))
+        made = to_csr(sparse, transposed=transposed) if sparse is not None and sparse.count else None
         if len(self.weights) <= KEPT_CLIENTS:
             self._kept[key] = made
         return made
@@ -132,7 +133,7 @@ class Mean:
         """One client's dB and dA; what was not sent is zero."""
         dense = []
         for factor, like in zip(FACTORS, self.pair, strict=True):
-            sparse = self.deltas[client].get(Slot(self.module, factor))
+            sparse = self.deltas[client].get(tensor_name(self.module, factor))
             dense.append(torch.zeros_like(like) if sparse is None else sparse.dense())
         return LoraPair(*dense)
 

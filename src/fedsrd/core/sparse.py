@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsrd.core.factors import SparseTensor
+from fedsrd.core.tensors import SparseTensor, aligned
 
 with warnings.catch_warnings():
     # torch says once that compressed rows are "in beta state"; here, where nobody hears it.
@@ -21,19 +21,19 @@ DENSE_FROM = 0.25
 """From this density on a dense product is faster."""
 
 
-def kernel(sparse: SparseTensor, *, transposed: bool = False) -> Tensor:
+def to_csr(sparse: SparseTensor, *, transposed: bool = False) -> Tensor:
     """The matrix, or its transpose, in the form that `torch.addmm` multiplies fastest: compressed rows, or dense.
 
     Args:
         sparse: (rows, columns) float32 on the CPU, positions strictly increasing.
         transposed: give (columns, rows) instead.
 
-    >>> kernel(SparseTensor((1, 2), torch.tensor([1]), torch.tensor([3.0])), transposed=True).to_dense()
+    >>> to_csr(SparseTensor((1, 2), torch.tensor([1]), torch.tensor([3.0])), transposed=True).to_dense()
     tensor([[0.],
             [3.]])
     """
     if sparse.positions is None or sparse.count > DENSE_FROM * sparse.elements:
-        dense = sparse.dense()
+        dense = aligned(sparse.dense())
         return dense.T if transposed else dense
     rows, columns = sparse.shape
     positions = sparse.positions.numpy()
@@ -53,7 +53,7 @@ def kernel(sparse: SparseTensor, *, transposed: bool = False) -> Tensor:
     return torch.sparse_csr_tensor(
         torch.from_numpy(starts),
         torch.from_numpy(column.astype(np.int32, copy=False)),
-        torch.from_numpy(values),
+        aligned(torch.from_numpy(values)),
         (rows, columns),
         check_invariants=False,
     )

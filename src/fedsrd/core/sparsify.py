@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsrd.core.factors import Factors, Slot, SparseTensor
+from fedsrd.core import lora
+from fedsrd.core.tensors import SparseTensor, Tensors
 
 Rescale = Literal["l1", "none"]
 
@@ -27,19 +28,24 @@ KURTOSIS_LIMIT = 0.11
 1."""
 
 
-def importance(slot: Slot, delta: Tensor, before: Factors, after: Factors) -> Tensor:
-    """How much each element of one factor's delta moves the full weight. Same shape as `delta`, float32, >= 0.
+def importance(name: str, delta: Tensor, before: Tensors, after: Tensors) -> Tensor:
+    """How much each element of one tensor's delta moves the full weight. Same shape as `delta`, float32, >= 0.
+
+    A tensor that is no LoRA factor multiplies nothing that is trained: its elements count with their magnitude.
 
     Args:
-        slot: which factor of which module `delta` belongs to.
-        delta: dB (out_features, rank) or dA (rank, in_features).
-        before: the factors that training started from (its A is used).
-        after: the factors after training (its B is used).
+        name: the tensor that `delta` belongs to.
+        delta: dB (out_features, rank), dA (rank, in_features), or the change of any other tensor.
+        before: the tensors that training started from (its A is used).
+        after: the tensors after training (its B is used).
     """
-    if slot.factor == "B":
-        norms: Tensor = torch.linalg.vector_norm(before[slot.module].A, dim=1)
+    module, factor = lora.split(name)
+    if factor is None:
+        return delta.abs()
+    if factor == "B":
+        norms: Tensor = torch.linalg.vector_norm(before[lora.tensor_name(module, "A")], dim=1)
         return delta.abs() * norms
-    norms = torch.linalg.vector_norm(after[slot.module].B, dim=0)
+    norms = torch.linalg.vector_norm(after[lora.tensor_name(module, "B")], dim=0)
     return delta.abs() * norms.unsqueeze(1)
 
 

@@ -1,36 +1,32 @@
-"""One client: holds a replica of the global factors, trains from it, sends what the method keeps."""
+"""One client: holds a replica of the global state, trains from it, sends what the method keeps."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fedsrd import rng, wire
-from fedsrd.core.factors import (
-    Base,
-    Factor,
-    Factors,
-    LoraPair,
-    ShapeTable,
-    add_base,
-    digest,
-    initial_factors,
-    slots,
-)
+from fedsrd import wire
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import GlobalState, Tensors, initial_tensors
 from fedsrd.errors import FederationError, PayloadError
-from fedsrd.federation import snapshot
+from fedsrd.federation import snapshot, transition
 from fedsrd.federation.messages import Broadcast, Failure, Start, Sync, TrainTask, Update
-from fedsrd.methods import ClientStep, Method, Step
+from fedsrd.federation.transition import FederationConfig
+from fedsrd.methods import ClientContext
+
+NOTHING = GlobalState({}, {}, -1)
+"""The replica of a client that holds none."""
 
 
 class Trained(Protocol):
     """What local training gives back."""
 
     @property
-    def factors(self) -> dict[str, LoraPair]:
-        """The factors after training."""
+    def tensors(self) -> Tensors:
+        """The tensors after training."""
 
     @property
     def loss(self) -> float:
@@ -44,19 +40,39 @@ class Trainer(Protocol):
     def count(self) -> int:
         """Number of training examples."""
 
-    def train(
-        self,
-        start: Factors,
-        round_number: int,
-        trained: Sequence[Factor],
-        on_step: Callable[[int, float], None],
-        *,
-        base: Base,
-        proximal: float,
-    ) -> Trained:
-        """Factors and loss after one round of local training from `start`, on weights changed by `base`, with
-        proximal/2 ||theta - start||^2 added to the loss.
+    def train(self, plan: LocalPlan, round_number: int, on_step: Callable[[int, float], None]) -> Trained:
+        """Tensors and loss after one round of local training by a plan."""
+
+
+@dataclass(frozen=True)
+class ClientMemory:
+    """What the method keeps at a client, and for which rounds.
+
+    Attributes:
+        kept: of the last round in which the client's update counted.
+        round: that round; 0 for none.
+        pending: of an update whose round is not known to have closed; None where there is none.
+        pending_round: its round.
+    """
+
+    kept: Mapping[str, Tensor]
+    round: int = 0
+    pending: Mapping[str, Tensor] | None = None
+    pending_round: int = 0
+
+    def settled(self, version: int, counted: int) -> "ClientMemory":
+        """The memory once the client knows how rounds up to `version` ended, and that its update last counted in the
+        round `counted`.
+
+        What came of an update that did not count is forgotten; what was kept before it stays. Where neither is of the
+        round that counted, this client or the server went back to an older state: then nothing is kept, because what a
+        method adds to its next update may have been sent already.
         """
+        if self.pending is not None and self.pending_round > version:
+            return self
+        if self.pending is not None and self.pending_round == counted:
+            return ClientMemory(self.pending, counted)
+        return ClientMemory(self.kept if self.round == counted else {}, counted)
 
 
 class Client:
@@ -64,69 +80,38 @@ class Client:
 
     Attributes:
         name: what the server calls it.
-        factors: its replica of the global factors.
-        base: its replica of the change of the frozen weights; empty for most methods.
+        state: its replica of the global state.
         memory: what the method keeps at this client between rounds.
-        pending: the memory after the last training, which counts when its round does.
-        version: the replica's version, the number of rounds that it holds.
     """
 
-    def __init__(
-        self,
-        name: str,
-        table: ShapeTable,
-        method: Method,
-        trainer: Trainer,
-        seed: int,
-        coding: wire.Coding | None = None,
-        rank: int | None = None,
-    ) -> None:
+    def __init__(self, name: str, config: FederationConfig, trainer: Trainer, rank: int | None = None) -> None:
         self.name = name
-        self.factors: dict[str, LoraPair] = {}
-        self.base: dict[str, Tensor] = {}
-        self.memory: dict[str, Tensor] = {}
-        self.version = -1
-        self.pending: dict[str, Tensor] = {}
-        self._rank = rank
-        self._table = table
-        self._method = method
+        self.state = NOTHING
+        self.memory = ClientMemory({})
+        self._config = config
         self._trainer = trainer
-        self._seed = seed
-        self._coding = coding or wire.Coding()
+        self._rank = rank
 
-    def start(self, message: Start) -> None:
-        """Expands the common start.
-
-        Raises:
-            PayloadError: the start is damaged or for another adapter.
-            FederationError: its expansion is not the server's.
-        """
-        factors = initial_factors(self._table, wire.decode_start(message.payload, self._table))
-        self._replace(factors, {}, 0, message.digest)
-
-    def restore(
-        self,
-        factors: Factors,
-        version: int,
-        base: Base | None = None,
-        memory: Mapping[str, Tensor] | None = None,
-        pending: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Takes a copy of a checkpoint's state as the replica, and its own memory (`pending`: the same, if None)."""
-        self.factors = {name: LoraPair(pair.B.clone(), pair.A.clone()) for name, pair in factors.items()}
-        self.base = {name: tensor.clone() for name, tensor in (base or {}).items()}
-        self.memory = dict(memory or {})
-        self.pending = self.memory if pending is None else dict(pending)
-        self.version = version
+    @property
+    def version(self) -> int:
+        """Of the replica, the number of rounds that it holds; -1 for none."""
+        return self.state.version
 
     @property
     def digest(self) -> str:
         """Of the replica."""
-        return digest(self.factors, self.base)
+        return self.state.digest
 
-    def model(self, state: Factors) -> Factors:
-        """The factors that this client would use with this global state, where the method's models are personal."""
-        return self._method.client_model(state, self._step(self.version + 1))
+    def restore(self, state: GlobalState, memory: ClientMemory | None = None) -> None:
+        """Takes a checkpoint's state as the replica, and its own memory."""
+        self.state = state
+        if memory is not None:
+            self.memory = memory
+
+    def model(self, state: GlobalState) -> Tensors:
+        """The tensors that this client would use with this global state, where the method's models are personal."""
+        context, _ = self._context(self.version + 1)
+        return self._config.method.client_model(state, context)
 
     def sync(self, message: Sync) -> None:
         """Brings the replica forward. What it holds already is passed over, so nothing is ever applied twice.
@@ -138,11 +123,38 @@ class Client:
         if message.start is not None and self.version < 0:
             self.start(message.start)
         if message.snapshot is not None and self.version < message.snapshot.version:
-            factors, base = snapshot.read(message.snapshot, self._table)
-            self._replace(factors, base, message.snapshot.version, message.snapshot.digest)
+            self._replace(snapshot.read(message.snapshot, self._config.state_table), message.snapshot.digest)
         for broadcast in message.broadcasts:
             if broadcast.version > self.version:
-                self.apply(broadcast)
+                self._advance(broadcast)
+        self.memory = self.memory.settled(self.version, message.counted)
+
+    def start(self, message: Start) -> None:
+        """Expands the common start.
+
+        Raises:
+            PayloadError: the start is damaged or for another adapter.
+            FederationError: its expansion is not the server's.
+        """
+        table = self._config.state_table
+        seed = wire.decode_start(message.payload, table)
+        self._replace(GlobalState(initial_tensors(table, seed)), message.digest)
+
+    def apply(self, message: Broadcast, *, counted: bool) -> str:
+        """Applies a round's broadcast to the replica and gives the new digest. On any error the replica and the memory
+        stay as they were.
+
+        Args:
+            message: the broadcast.
+            counted: whether this client's update is in it.
+
+        Raises:
+            PayloadError: the payload is damaged, for another adapter, or for another version.
+            FederationError: the result is not the server's state.
+        """
+        found = self._advance(message)
+        self.memory = self.memory.settled(self.version, message.round if counted else self.memory.round)
+        return found
 
     def answer(self, task: TrainTask, on_step: Callable[[int, float], None]) -> Update | Failure:
         """As `train`, for engines across a network: a replica that cannot follow is told as a failure."""
@@ -150,7 +162,7 @@ class Client:
             return self.train(task, on_step)
         except (PayloadError, FederationError) as error:
             # What this replica holds is not to be built on; only a start or a snapshot takes it further.
-            self.version = -1
+            self.state = NOTHING
             return Failure(self.name, task.round, str(error), lost=True)
         except (MemoryError, torch.OutOfMemoryError) as error:
             reason = (str(error).splitlines() or ["no more memory"])[0]
@@ -163,37 +175,26 @@ class Client:
             PayloadError, FederationError: as `sync`; or the task builds on another state than this replica.
         """
         self.sync(task.sync)
-        held = digest(self.factors, self.base)
-        if task.version != self.version or task.digest != held:
+        if task.version != self.version or task.digest != self.digest:
             raise FederationError(
                 f"client {self.name}: the task builds on version {task.version}, digest {task.digest[:12]}; "
-                f"this replica is version {self.version}, digest {held[:12]}"
+                f"this replica is version {self.version}, digest {self.digest[:12]}"
             )
         began = time.perf_counter()
-        step = self._step(task.round)
-        before = self._method.local_start(self.factors, step)
-        trained = self._trainer.train(
-            before,
-            task.round,
-            self._method.trained(task.round),
-            on_step,
-            base=self.base,
-            proximal=self._method.proximal,
-        )
+        context, codec = self._context(task.round)
+        plan = self._config.method.local_plan(self.state, context)
+        trained = self._trainer.train(plan, task.round, on_step)
         ended = time.perf_counter()
         # A NaN or infinity would spoil every client's model; nothing of it leaves this one.
-        if not all(bool(torch.isfinite(tensor).all()) for _, tensor in slots(trained.factors)):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in trained.tensors.values()):
             return Failure(self.name, task.round, "training gave NaN or infinite parameters (learning rate too high?)")
         try:
-            delta = self._method.client_update(before, trained.factors, step)
+            update = transition.update(self._config, plan, trained.tensors, context)
         except ValueError as error:
             return Failure(self.name, task.round, f"no update can be made of the training's result: {error}")
         sparsified = time.perf_counter()
-        rounding = rng.integer(self._seed, "rounding", task.round, self.name)
         try:
-            payload = wire.encode_delta(
-                delta, self._table, wire.Kind.UPLINK, task.round, self.version, self._coding, rounding
-            )
+            payload = codec.payload(update[0], wire.Kind.UPLINK, task.round, self.version)
         except ValueError as error:
             return Failure(self.name, task.round, f"the update cannot be sent: {error}")
         seconds = {
@@ -201,41 +202,27 @@ class Client:
             "sparsify": sparsified - ended,
             "encode": time.perf_counter() - sparsified,
         }
-        # The memory counts when the round does.
-        self.pending = step.memory
+        # It counts when the round has closed with this update in it.
+        self.memory = ClientMemory(self.memory.kept, self.memory.round, update[1], task.round)
         return Update(self.name, task.round, self._trainer.count, payload, trained.loss, seconds)
 
-    def apply(self, message: Broadcast) -> str:
-        """Applies a round's broadcast to the replica and gives the new digest. On any error the replica and the memory
-        stay as they were.
+    def _context(self, round_number: int) -> tuple[ClientContext, transition.Codec]:
+        return transition.client_context(self._config, round_number, self.name, self._rank, self.memory.kept)
 
-        Raises:
-            PayloadError: the payload is damaged, for another adapter, or for another version.
-            FederationError: the result is not the server's state.
-        """
-        table = self._method.downlink_table(self._table, message.clients)
-        header, delta = wire.decode_delta(message.payload, table)
-        if header.kind is not wire.Kind.DOWNLINK or header.version != self.version or header.round != message.round:
+    def _advance(self, message: Broadcast) -> str:
+        if message.round != self.version + 1:
             raise PayloadError(
-                f"client {self.name}: a {header.kind.name.lower()} of round {header.round} for version "
-                f"{header.version}: expected a downlink of round {message.round} for version {self.version}"
+                f"client {self.name}: a broadcast of round {message.round}: expected one for version {self.version}"
             )
-        step = Step(message.round, self._seed)
-        factors = self._method.apply(self.factors, delta, step)
-        base = add_base(self.base, self._method.base_change(self.factors, delta, step))
-        found = self._replace(factors, base, message.version, message.digest)
-        # Also where this client sat out: then nothing is pending but what it holds.
-        self.memory = self.pending
-        return found
+        return self._replace(
+            transition.advance(self._config, self.state, message.payload, message.clients), message.digest
+        )
 
-    def _step(self, round_number: int) -> ClientStep:
-        return ClientStep(round_number, self.name, self._seed, self._rank, dict(self.memory))
-
-    def _replace(self, factors: dict[str, LoraPair], base: dict[str, Tensor], version: int, expected: str) -> str:
-        found = digest(factors, base)
-        if found != expected:
+    def _replace(self, state: GlobalState, expected: str) -> str:
+        if state.digest != expected:
             raise FederationError(
-                f"client {self.name}: version {version} has digest {found[:12]} here and {expected[:12]} at the server"
+                f"client {self.name}: version {state.version} has digest {state.digest[:12]} here and {expected[:12]} "
+                "at the server"
             )
-        self.factors, self.base, self.version = factors, base, version
-        return found
+        self.state = state
+        return state.digest

@@ -1,11 +1,11 @@
-"""What clients have missed: broadcasts by version, and who holds which version. Bounded.
+"""What clients have missed: broadcasts by version, who holds which version, and whose update counted when. Bounded.
 
 A client that misses rounds cannot use the next broadcast alone. The paper has no answer; ours: states carry a version,
 and who comes back gets exactly the broadcasts between its version and the newest, or the whole state where that is
 smaller.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fedsrd.federation.messages import Broadcast
 
@@ -15,10 +15,12 @@ class Ledger:
 
     Attributes:
         known: the version that each client is known to hold.
+        counted: the last round in which each client's update was aggregated.
     """
 
     def __init__(self) -> None:
         self.known: dict[str, int] = {}
+        self.counted: dict[str, int] = {}
         self._broadcasts: dict[int, Broadcast] = {}
 
     def __len__(self) -> int:
@@ -29,9 +31,10 @@ class Ledger:
         """Bytes of all payloads that are kept."""
         return sum(len(broadcast.payload) for broadcast in self._broadcasts.values())
 
-    def append(self, broadcast: Broadcast) -> None:
-        """Keeps a round's broadcast."""
+    def append(self, broadcast: Broadcast, counted: Iterable[str]) -> None:
+        """Keeps a round's broadcast, and whose updates are in it."""
         self._broadcasts[broadcast.version] = broadcast
+        self.counted.update(dict.fromkeys(counted, broadcast.round))
 
     def since(self, version: int, newest: int) -> tuple[Broadcast, ...] | None:
         """The broadcasts that lead from one version to the newest, in order; None where one of them is gone."""
@@ -53,7 +56,7 @@ class Ledger:
         """Everything that is kept, for a checkpoint."""
         return tuple(self._broadcasts[version] for version in sorted(self._broadcasts))
 
-    def restore(self, broadcasts: tuple[Broadcast, ...], known: Mapping[str, int]) -> None:
+    def restore(self, broadcasts: tuple[Broadcast, ...], known: Mapping[str, int], counted: Mapping[str, int]) -> None:
         """Takes a checkpoint's contents."""
         self._broadcasts = {broadcast.version: broadcast for broadcast in broadcasts}
-        self.known = dict(known)
+        self.known, self.counted = dict(known), dict(counted)

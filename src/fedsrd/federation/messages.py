@@ -78,11 +78,16 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """To a client: what brings its replica to the newest version: a start or a snapshot or neither, then broadcasts."""
+    """To a client: what brings its replica to the newest version: a start or a snapshot or neither, then broadcasts.
+
+    `counted` is the last round in which the client's own update was aggregated, 0 for none: what it keeps between
+    rounds must be that of this round.
+    """
 
     start: Start | None = None
     snapshot: Snapshot | None = None
     broadcasts: tuple[Broadcast, ...] = ()
+    counted: int = 0
 
     @property
     def size(self) -> int:
@@ -103,3 +108,12 @@ class TrainTask:
     version: int
     digest: str
     sync: Sync = Sync()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an engine has learnt of a client: the version that its replica holds (-1: none) and that state's digest."""
+
+    client: str
+    version: int
+    digest: str

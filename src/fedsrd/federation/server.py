@@ -7,19 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
-from fedsrd import rng, wire
-from fedsrd.core.factors import Base, Delta, Factors, LoraPair, ShapeTable, Slot, add_base, digest, initial_factors
+from fedsrd import wire
+from fedsrd.core.tensors import Delta, GlobalState, Tensors
 from fedsrd.errors import FederationError, PayloadError
-from fedsrd.federation import snapshot
+from fedsrd.federation import snapshot, transition
 from fedsrd.federation.ledger import Ledger
-from fedsrd.federation.messages import Broadcast, Failure, Snapshot, Start, Sync, TrainTask, Update
+from fedsrd.federation.messages import Broadcast, Failure, Held, Snapshot, Start, Sync, TrainTask, Update
 from fedsrd.federation.spool import Spool
-from fedsrd.methods import Method, ServerStep, Step
+from fedsrd.federation.transition import FederationConfig
+from fedsrd.methods import Contribution, MethodState
 
 Weighting = Literal["uniform", "examples"]
-Counts = Mapping[Slot, int]
+Counts = Mapping[str, int]
 LOST = -1
 """The version of a client whose replica is not what it was taken for."""
 
@@ -44,8 +43,8 @@ class Closed:
         broadcast: what every client must now apply.
         accepted: the updates that went in.
         rejected: the clients left out, and why.
-        uplinks: how many values of each slot the accepted updates have.
-        downlink: how many values of each slot the broadcast has.
+        uplinks: how many values of each tensor the accepted updates have.
+        downlink: how many values of each tensor the broadcast has.
         seconds: by phase: decode, server, broadcast.
     """
 
@@ -60,11 +59,16 @@ class Closed:
 class Server:
     """The server's side of the federation.
 
+    Args:
+        config: what it shares with the clients.
+        weighting: every client alike, or by its number of examples.
+        ranks: the clients that the recipe names, in its order, with their own ranks.
+        minimum: fewest usable updates that a round needs.
+        norm_bound: leaves out updates whose norm is more than so many times the round's median; None for no bound.
+
     Attributes:
-        factors: the global factors.
-        base: the change of the frozen weights; empty for most methods.
+        state: the global state.
         memory: what the method keeps at the server between rounds.
-        version: how many rounds they hold.
         ledger: what clients have missed.
         roster: the clients that the recipe names, in its order.
         seeded: whether version 0 is the seed's start, which travels as the seed alone.
@@ -72,57 +76,47 @@ class Server:
 
     def __init__(
         self,
-        table: ShapeTable,
-        method: Method,
-        weighting: Weighting,
-        seed: int,
-        coding: wire.Coding | None = None,
+        config: FederationConfig,
+        weighting: Weighting = "uniform",
         ranks: Mapping[str, int | None] | None = None,
         *,
         minimum: int = 1,
         norm_bound: float | None = None,
     ) -> None:
+        self.config = config
+        self.state = config.start()
+        self.memory: MethodState = {}
         self.ledger = Ledger()
         self.roster = list(ranks or {})
         self.seeded = True
-        self._digest: str | None = None
+        self._weighting = weighting
+        self._ranks = dict(ranks or {})
         self._minimum = minimum
         self._norm_bound = norm_bound
         self._snapshot: Snapshot | None = None
-        self.base: dict[str, Tensor] = {}
-        self.memory: dict[str, Tensor] = {}
-        self._ranks = dict(ranks or {})
-        self.factors: dict[str, LoraPair] = initial_factors(table, seed)
-        self.version = 0
-        self._table = table
-        self._method = method
-        self._weighting = weighting
-        self._seed = seed
-        self._coding = coding or wire.Coding()
 
-    def restore(
-        self, factors: Factors, version: int, base: Base | None = None, memory: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def restore(self, state: GlobalState, memory: MethodState | None = None) -> None:
         """Continues from a checkpoint."""
-        self.factors, self.version = dict(factors), version
-        self.base, self.memory = dict(base or {}), dict(memory or {})
-        self._digest = None
+        self.state, self.memory = state, dict(memory or {})
+
+    @property
+    def version(self) -> int:
+        """How many rounds the state holds."""
+        return self.state.version
 
     @property
     def digest(self) -> str:
-        """Of the replicated state: what every client must hold. Computed once a version."""
-        if self._digest is None:
-            self._digest = digest(self.factors, self.base)
-        return self._digest
+        """Of the replicated state: what every client must hold."""
+        return self.state.digest
 
-    def model(self) -> Factors:
-        """The factors to use and to evaluate."""
-        return self._method.model(self.factors, self.memory)
+    def model(self) -> Tensors:
+        """The model's tensors to use and to evaluate."""
+        return self.config.method.model(self.state, self.memory)
 
     def start(self) -> Start:
         """The message that gives a new client the common start, in a few bytes."""
-        start = initial_factors(self._table, self._seed)
-        return Start(wire.encode_start(self._seed, self._table), digest(start))
+        start = self.state if self.version == 0 and self.seeded else self.config.start()
+        return Start(wire.encode_start(self.config.seed, self.config.state_table), start.digest)
 
     def task(self, client: str | None = None) -> TrainTask:
         """The next round's task; for a client that may be behind, with what it lacks."""
@@ -132,41 +126,51 @@ class Server:
     def sync(self, client: str) -> Sync:
         """What brings a client from the version that it is known to hold to the newest, in the fewest bytes."""
         held = self.ledger.known.get(client)
+        counted = self.ledger.counted.get(client, 0)
         if held == self.version:
-            return Sync()
+            return Sync(counted=counted)
         first = self.start() if held is None and self.seeded else None
         whole_only = held == LOST or (held is None and not self.seeded)
         missed = None if whole_only else self.ledger.since(held or 0, self.version)
-        steps = None if missed is None else Sync(first, None, missed)
+        steps = None if missed is None else Sync(first, None, missed, counted)
         # A few small broadcasts need no comparison with a whole state, which takes long to make.
-        if steps is not None and steps.size <= self._table.elements:
+        if steps is not None and steps.size <= self.config.state_table.elements:
             return steps
-        whole = Sync(snapshot=self.snapshot())
+        whole = Sync(snapshot=self.snapshot(), counted=counted)
         return whole if steps is None or whole.size < steps.size else steps
 
     def snapshot(self) -> Snapshot:
         """The whole state, made once a version."""
         if self._snapshot is None or self._snapshot.version != self.version:
-            self._snapshot = snapshot.take(self.factors, self.base, self.version)
+            self._snapshot = snapshot.take(self.state, self.config.state_table)
         return self._snapshot
 
-    def delivered(self, client: str) -> None:
-        """The client holds the newest version."""
-        self.holds(client, self.version)
+    def note(self, held: Held) -> None:
+        """Takes a client at its word about what it holds, as far as the word can be checked: a state that is not of
+        this run (yet) is as good as none. An older version cannot be compared; where it is another's, the first step
+        forward will tell.
+        """
+        known = self.ledger.known
+        if held.version < 0:
+            known.pop(held.client, None)
+        elif held.version > self.version or (held.version == self.version and held.digest != self.digest):
+            known[held.client] = LOST
+        else:
+            known[held.client] = held.version
+        self.ledger.prune(4 * self.config.state_table.elements)
 
-    def holds(self, client: str, version: int) -> None:
-        """The client says that it holds this version; one that is not of this run (yet) is as good as none."""
-        self.ledger.known[client] = version if 0 <= version <= self.version else LOST
-        self.ledger.prune(4 * self._table.elements)
+    def forget(self, client: str) -> None:
+        """The client's replica is not what it was taken for: it gets the whole state next time."""
+        self.ledger.known[client] = LOST
+
+    def lost(self, client: str) -> bool:
+        """Whether the client must let go of the replica that it has."""
+        return self.ledger.known.get(client) == LOST
 
     def in_order(self, names: Iterable[str]) -> list[str]:
         """Clients in the recipe's order, others after them by name: an order that does not depend on who came first."""
         places = {name: place for place, name in enumerate(self.roster)}
         return sorted(names, key=lambda name: (places.get(name, len(places)), name))
-
-    def forget(self, client: str) -> None:
-        """The client's replica is not what it was taken for: it gets the whole state next time."""
-        self.ledger.known[client] = LOST
 
     def close_round(self, answers: Sequence[Update | Failure]) -> Closed:
         """Checks the answers, aggregates the good ones, and moves to the next version.
@@ -177,7 +181,7 @@ class Server:
             TooFewError: fewer updates than the minimum are usable.
             FederationError: the aggregate is not finite. The state stays as it was.
         """
-        round_number = self.version + 1
+        number = self.version + 1
         began = time.perf_counter()
         accepted: list[Update] = []
         rejected: list[Failure] = []
@@ -190,58 +194,35 @@ class Server:
                     rejected.append(answer)
                     continue
                 try:
-                    delta = self._read(answer, round_number)
+                    delta = self._read(answer)
                 except PayloadError as error:
-                    rejected.append(Failure(answer.client, round_number, str(error)))
+                    rejected.append(Failure(answer.client, number, str(error)))
                     continue
                 accepted.append(answer)
-                counts.append({slot: sparse.count for slot, sparse in delta.items()})
+                counts.append({name: sparse.count for name, sparse in delta.items()})
                 norms.append(_norm(delta))
                 deltas.append(spool.keep(delta))
-            self._bound_norms(accepted, deltas, counts, rejected, norms, round_number)
+            self._bound_norms(accepted, deltas, counts, rejected, norms, number)
             if len(accepted) < self._minimum:
                 reasons = "; ".join(f"{failure.client}: {failure.reason}" for failure in rejected) or "nobody answered"
                 few = f"{len(accepted)} of at least {self._minimum} clients" if accepted else "no client"
-                raise TooFewError(f"round {round_number}: {few} sent a usable update ({reasons})", rejected)
+                raise TooFewError(f"round {number}: {few} sent a usable update ({reasons})", rejected)
             decoded = time.perf_counter()
-            ranks = [self._ranks.get(update.client) for update in accepted]
-            step = ServerStep(round_number, self._seed, ranks, dict(self.memory))
-            made = self._method.server_update(self.factors, deltas, self._weights(accepted), step)
-        if not wire.is_finite(made):
-            raise FederationError(f"round {round_number}: the aggregate has NaN or infinite values; state kept")
-        aggregated = time.perf_counter()
-        rounding = rng.integer(self._seed, "rounding", round_number)
-        table = self._method.downlink_table(self._table, len(accepted))
-        try:
-            payload = wire.encode_delta(
-                made, table, wire.Kind.DOWNLINK, round_number, self.version, self._coding, rounding
-            )
-        except ValueError as error:
-            raise FederationError(f"round {round_number}: the broadcast cannot be sent: {error}; state kept") from None
-        # The server applies what it sent, as the clients will read it: one state, whatever the coding rounds.
-        _, downlink = wire.decode_delta(payload, table)
-        plain = Step(round_number, self._seed)
-        base = add_base(self.base, self._method.base_change(self.factors, downlink, plain))
-        self.factors = self._method.apply(self.factors, downlink, plain)
-        self.base, self.memory, self.version, self._digest = base, step.memory, round_number, None
-        seconds = {
-            "decode": decoded - began,
-            "server": aggregated - decoded,
-            "broadcast": time.perf_counter() - aggregated,
-        }
-        broadcast = Broadcast(round_number, self.version, payload, self.digest, len(accepted))
-        self.ledger.append(broadcast)
-        sent = {slot: sparse.count for slot, sparse in downlink.items()}
+            contributions = [
+                Contribution(update.client, delta, weight, self._ranks.get(update.client))
+                for update, delta, weight in zip(accepted, deltas, self._weights(accepted), strict=True)
+            ]
+            clients = max(len(self.roster), len(self.ledger.known), len(accepted))
+            closed = transition.close(self.config, self.state, contributions, self.memory, clients)
+        self.state, self.memory = closed.state, closed.memory
+        seconds = {"decode": decoded - began, **closed.seconds}
+        broadcast = Broadcast(number, number, closed.payload, self.digest, len(accepted))
+        self.ledger.append(broadcast, [update.client for update in accepted])
+        sent = {name: sparse.count for name, sparse in closed.sent.items()}
         return Closed(broadcast, accepted, rejected, counts, sent, seconds)
 
-    def _read(self, update: Update, round_number: int) -> Delta:
-        header, delta = wire.decode_delta(update.payload, self._table)
-        got = (header.kind, header.round, header.version)
-        if got != (wire.Kind.UPLINK, round_number, self.version):
-            raise PayloadError(
-                f"a {header.kind.name.lower()} of round {header.round} for version {header.version}: "
-                f"expected an uplink of round {round_number} for version {self.version}"
-            )
+    def _read(self, update: Update) -> Delta:
+        delta = transition.read_update(self.config, self.state, update.payload)
         if update.examples < 1:
             raise PayloadError(f"the client says that it has {update.examples} examples")
         return delta

@@ -1,55 +1,56 @@
 """A whole state as bytes, exact: for clients that join late, or are too far behind for single broadcasts."""
 
-from torch import Tensor
-
 from fedsrd import wire
-from fedsrd.core.factors import Base, Factors, LoraPair, ModuleShape, ShapeTable, Slot, SparseTensor, digest, slots
+from fedsrd.core.lora import modules_of
+from fedsrd.core.tensors import BaseDelta, GlobalState, SparseTensor, Tensors, TensorSpec, TensorTable
 from fedsrd.errors import PayloadError
 from fedsrd.federation.messages import Snapshot
 
 
-def take(factors: Factors, base: Base, version: int) -> Snapshot:
-    """The factors' float32 values, and the change of the frozen weights where there is one."""
-    table = ShapeTable.of(factors)
-    whole = {slot: SparseTensor.from_dense(tensor.contiguous()) for slot, tensor in slots(factors)}
-    payload = wire.encode_delta(whole, table, wire.Kind.SNAPSHOT, version, version, wire.Coding())
+def take(state: GlobalState, table: TensorTable) -> Snapshot:
+    """The tensors' float32 values, and the change of the frozen weights where there is one; `table` is the state's."""
     changes = b""
-    if base:
-        dense = {Slot(name, "B"): SparseTensor.from_dense(tensor.contiguous()) for name, tensor in base.items()}
-        changes = wire.encode_delta(dense, _square(table), wire.Kind.SNAPSHOT, version, version, wire.Coding())
-    return Snapshot(version, payload, changes, digest(factors, base))
+    if state.base_delta:
+        changes = _encode(state.base_delta, base_table(table), state.version)
+    return Snapshot(state.version, _encode(state.tensors, table, state.version), changes, state.digest)
 
 
-def read(snapshot: Snapshot, table: ShapeTable) -> tuple[dict[str, LoraPair], dict[str, Tensor]]:
-    """Factors and base of a snapshot.
+def read(snapshot: Snapshot, table: TensorTable) -> GlobalState:
+    """The state of a snapshot.
+
+    Args:
+        snapshot: of `take`.
+        table: the state's tensors.
 
     Raises:
         PayloadError: it is damaged, for another adapter, of another version, or not whole.
     """
-    whole = _read(snapshot.payload, table, snapshot.version)
-    missing = [slot for slot in table.shapes if slot not in whole or whole[slot].positions is not None]
+    whole = _decode(snapshot.payload, table, snapshot.version)
+    missing = [name for name in table.shapes if name not in whole or whole[name].positions is not None]
     if missing:
-        raise PayloadError(f"a snapshot without all of {missing[0].module}, factor {missing[0].factor}")
-    factors = {
-        module.name: LoraPair(whole[Slot(module.name, "B")].dense(), whole[Slot(module.name, "A")].dense())
-        for module in table.modules
-    }
+        raise PayloadError(f"a snapshot without all of {missing[0]}")
+    tensors = {name: whole[name].dense() for name in table.shapes}
     base = {}
     if snapshot.base:
-        changes = _read(snapshot.base, _square(table), snapshot.version)
-        base = {slot.module: sparse.dense() for slot, sparse in changes.items() if slot.factor == "B"}
-    return factors, base
+        changes = _decode(snapshot.base, base_table(table), snapshot.version)
+        base = {module: sparse.dense() for module, sparse in changes.items()}
+    return GlobalState(tensors, base, snapshot.version)
 
 
-def _read(payload: bytes, table: ShapeTable, version: int) -> dict[Slot, SparseTensor]:
+def base_table(table: TensorTable) -> TensorTable:
+    """The frozen weights whose change may travel, by module: (out_features, in_features) each."""
+    return TensorTable(tuple(TensorSpec(m.name, (m.out_features, m.in_features)) for m in modules_of(table)))
+
+
+def _encode(tensors: Tensors, table: TensorTable, version: int) -> bytes:
+    whole = {name: SparseTensor.from_dense(tensor.contiguous()) for name, tensor in tensors.items()}
+    return wire.encode_delta(whole, table, wire.Kind.SNAPSHOT, version, version, wire.WireOptions())
+
+
+def _decode(payload: bytes, table: TensorTable, version: int) -> dict[str, SparseTensor]:
     header, delta = wire.decode_delta(payload, table)
     if header.kind is not wire.Kind.SNAPSHOT or header.version != version:
         raise PayloadError(
             f"a {header.kind.name.lower()} of version {header.version}: expected a snapshot of version {version}"
         )
-    return dict(delta)
-
-
-def _square(table: ShapeTable) -> ShapeTable:
-    # A change of (out_features, in_features) travels as the factor B of a module whose rank is in_features.
-    return ShapeTable(tuple(ModuleShape(m.name, m.out_features, m.in_features, m.in_features) for m in table.modules))
+    return delta

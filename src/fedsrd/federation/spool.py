@@ -1,7 +1,7 @@
 """Decoded updates of one round: in memory while they are few, else in one temporary file.
 
 The server needs every client's part of one module at a time. Past `MEMORY` bytes decoded updates go to a file that has
-no name and that nobody else can open, and a slot is read back when it is asked for, so that the server's memory does
+no name and that nobody else can open, and a tensor is read back when it is asked for, so that the server's memory does
 not grow with the number of clients.
 """
 
@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 import torch
 
-from fedsrd.core.factors import Delta, Draw, Slot, SparseTensor
+from fedsrd.core.tensors import Delta, Draw, Shape, SparseTensor, aligned
 from fedsrd.errors import FederationError
 
 MEMORY = 1 << 30
@@ -22,11 +22,11 @@ MEMORY = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where one slot lies in the file: positions (int64) if any, then values (float32)."""
+    """Where one tensor lies in the file: positions (int64) if any, then values (float32)."""
 
     offset: int
     count: int
-    shape: tuple[int, int]
+    shape: Shape
     listed: bool
     draw: Draw | None
 
@@ -67,8 +67,8 @@ class Spool:
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="fedsrd-")  # noqa: SIM115 (closed by __exit__)
         places = {}
-        for slot, sparse in delta.items():
-            places[slot] = _Place(
+        for name, sparse in delta.items():
+            places[name] = _Place(
                 self._file.tell(), sparse.count, sparse.shape, sparse.positions is not None, sparse.draw
             )
             if sparse.positions is not None:
@@ -78,23 +78,23 @@ class Spool:
         return _Spooled(self._file.fileno(), places)
 
 
-class _Spooled(Mapping[Slot, SparseTensor]):
+class _Spooled(Mapping[str, SparseTensor]):
     """A delta in the spool's file. Threads may read it side by side."""
 
-    def __init__(self, file: int, places: Mapping[Slot, _Place]) -> None:
+    def __init__(self, file: int, places: Mapping[str, _Place]) -> None:
         self._file = file
         self._places = places
 
-    def __getitem__(self, slot: Slot) -> SparseTensor:
-        place = self._places[slot]
+    def __getitem__(self, name: str) -> SparseTensor:
+        place = self._places[name]
         raw = os.pread(self._file, place.count * (12 if place.listed else 4), place.offset)
         head = 8 * place.count if place.listed else 0
         # A copy, because tensors over bytes cannot be written to.
-        values = torch.from_numpy(np.frombuffer(raw, np.float32, offset=head).copy())
+        values = aligned(torch.from_numpy(np.frombuffer(raw, np.float32, offset=head).copy()))
         positions = torch.from_numpy(np.frombuffer(raw, np.int64, place.count).copy()) if place.listed else None
         return SparseTensor(place.shape, positions, values, place.draw)
 
-    def __iter__(self) -> Iterator[Slot]:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
     def __len__(self) -> int:

@@ -9,24 +9,27 @@ import pkgutil
 from importlib.metadata import entry_points
 
 from fedsrd.methods.method import (
-    ClientStep,
-    Memory,
+    ClientContext,
+    Contribution,
     Method,
     MethodOptions,
-    ServerStep,
-    Step,
-    get,
-    names,
-    register,
+    MethodState,
+    RoundContext,
+    ServerContext,
 )
+from fedsrd.methods.registry import get, names, register
+from fedsrd.methods.server_optimizer import ServerOptimizer, ServerOptimizerOptions
 
 __all__ = [
-    "ClientStep",
-    "Memory",
+    "ClientContext",
+    "Contribution",
     "Method",
     "MethodOptions",
-    "ServerStep",
-    "Step",
+    "MethodState",
+    "RoundContext",
+    "ServerContext",
+    "ServerOptimizer",
+    "ServerOptimizerOptions",
     "get",
     "names",
     "register",

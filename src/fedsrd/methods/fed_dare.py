@@ -5,15 +5,18 @@ stays with probability 1 - p and is divided by 1 - p, so that its expectation is
 draw's seed instead of its positions. The broadcast is the mean, with the elements that any client sent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from pydantic import Field
 
 from fedsrd import rng
 from fedsrd.core.decompose import sparsify_at_random
-from fedsrd.core.factors import Delta, Factors, average, difference
-from fedsrd.methods.method import ClientStep, Method, MethodOptions, ServerStep, register
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, difference
+from fedsrd.methods.fedavg import mean
+from fedsrd.methods.method import ClientContext, Contribution, Method, MethodOptions, MethodState, ServerContext
+from fedsrd.methods.registry import register
 
 
 class FedDAREOptions(MethodOptions):
@@ -31,14 +34,26 @@ class FedDARE(Method):
     Options = FedDAREOptions
     options: FedDAREOptions
 
-    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
-        """Each element of dB and dA with probability 1 - p, divided by 1 - p."""
-        seed = rng.integer(step.seed, "drop", step.round, step.client)
-        keep = 1.0 - self.options.drop
-        return {slot: sparsify_at_random(delta, slot, seed, keep) for slot, delta in difference(after, before)}
+    @property
+    def linear(self) -> bool:
+        """Always: the server averages."""
+        return True
 
-    def server_update(
-        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
-    ) -> Delta:
+    def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
+        """Each element of the change with probability 1 - p, divided by 1 - p."""
+        seed = rng.integer(context.seed, "drop", context.round, context.client)
+        keep = 1.0 - self.options.drop
+        changes = difference(after, plan.start)
+        return {name: sparsify_at_random(delta, name, seed, keep) for name, delta in changes}, {}
+
+    def aggregate(
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> Iterable[tuple[str, SparseTensor]]:
         """sum_i p_i delta_i."""
-        return average(state, deltas, weights)
+        return mean(state, contributions).items()
+
+    def aggregate_sum(
+        self, state: GlobalState, total: Delta, context: ServerContext
+    ) -> Iterable[tuple[str, SparseTensor]]:
+        """The sum itself."""
+        return total.items()

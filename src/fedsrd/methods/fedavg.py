@@ -1,26 +1,42 @@
-"""FedAvg on LoRA factors: every client sends dB and dA, the server averages each factor on its own.
+"""FedAvg on LoRA factors, or on any tensors: every client sends its change, the server averages each tensor.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017
-(arXiv 1602.05629), applied to LoRA factors as in FedIT (Zhang et al., arXiv 2305.05644). With a server learning rate
-other than 1 it is FedOpt with plain SGD at the server (Reddi et al., arXiv 2003.00295). With an uplink other than
-"dense" it is the FedAvg into which FedSRD's paper plugs sparsifiers: then the broadcast holds what anybody sent.
+(arXiv 1602.05629), applied to LoRA factors as in FedIT (Zhang et al., arXiv 2305.05644). With a [server_optimizer] it
+is FedOpt (Reddi et al., arXiv 2003.00295). With a sparsifier other than "dense" it is the FedAvg into which FedSRD's
+paper plugs sparsifiers: then the broadcast holds what anybody sent.
 """
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from pydantic import Field
+from pydantic import model_validator
 
-from fedsrd.core.factors import Delta, Factors, SparseTensor, average
-from fedsrd.methods.method import ClientStep, Method, ServerStep, register
-from fedsrd.methods.uplink import Uplink, UplinkOptions, sparse_update
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, average, difference
+from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, ServerContext
+from fedsrd.methods.registry import register
+from fedsrd.methods.sparsifier import Sparsifier, SparsifierOptions, sparse
 
 
-class FedAvgOptions(UplinkOptions):
-    """Options of FedAvg: the uplink's, which is dense by default, and `server_lr`, by which the mean is multiplied."""
+class FedAvgOptions(SparsifierOptions):
+    """Options of FedAvg: the sparsifier's, which is dense by default."""
 
-    uplink: Uplink = "dense"
-    server_lr: Annotated[float, Field(gt=0, le=100)] = 1.0
+    sparsifier: Sparsifier = "dense"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "server_lr" in given:
+            raise ValueError(
+                f"server_lr = {given['server_lr']!r} has moved: "
+                f'server_optimizer = {{ name = "sgd", learning_rate = {given["server_lr"]} }}'
+            )
+        return given
+
+
+def mean(state: GlobalState, contributions: Sequence[Contribution]) -> dict[str, SparseTensor]:
+    """sum_i p_i delta_i of every tensor that somebody sent."""
+    return average(state.tensors, [one.delta for one in contributions], [one.weight for one in contributions])
 
 
 @register
@@ -32,20 +48,24 @@ class FedAvg(Method):
     Options = FedAvgOptions
     options: FedAvgOptions
 
-    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
-        """The changes of the factors that train, whole or sparse, float32."""
-        delta = sparse_update(before, after, self.options, step)
-        trained = self.trained(step.round)
-        return {slot: sparse for slot, sparse in delta.items() if slot.factor in trained}
+    @property
+    def linear(self) -> bool:
+        """Always: the server averages."""
+        return True
 
-    def server_update(
-        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
-    ) -> Delta:
-        """server_lr sum_i p_i delta_i for every factor."""
-        mean = average(state, deltas, weights)
-        if self.options.server_lr == 1.0:
-            return mean
-        return {
-            slot: SparseTensor(found.shape, found.positions, found.values * self.options.server_lr)
-            for slot, found in mean.items()
-        }
+    def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
+        """The changes of the tensors that train, whole or sparse, float32."""
+        changes = difference({name: after[name] for name in plan.trained}, plan.start)
+        return sparse(changes, plan.start, after, self.options, context), {}
+
+    def aggregate(
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> Iterable[tuple[str, SparseTensor]]:
+        """sum_i p_i delta_i, each tensor on its own."""
+        return mean(state, contributions).items()
+
+    def aggregate_sum(
+        self, state: GlobalState, total: Delta, context: ServerContext
+    ) -> Iterable[tuple[str, SparseTensor]]:
+        """The sum itself."""
+        return total.items()

@@ -9,24 +9,29 @@ residual is sum p_i b_i a_i with b_i = B_i - B and a_i = A_i - A. As sum p_i b_i
 so the broadcast stacks the mean's change and m - 1 blocks: m times an adapter, as the paper's own exact form.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from fedsrd.core.factors import (
+from fedsrd.core import lora
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.lora import tensor_name
+from fedsrd.core.tensors import (
     Delta,
-    Factors,
-    LoraPair,
-    ShapeTable,
-    Slot,
+    GlobalState,
     SparseTensor,
+    Tensors,
+    TensorTable,
     add,
+    add_base,
     add_weighted,
+    aligned,
     dense_delta,
 )
 from fedsrd.methods.flora import dense, stacked_table
-from fedsrd.methods.method import ClientStep, Method, ServerStep, Step, register
+from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, RoundContext, ServerContext
+from fedsrd.methods.registry import register
 
 
 @register
@@ -36,46 +41,54 @@ class FedExLoRA(Method):
     name = "fedex-lora"
     summary = "averaged A and B, the averaging's error added to the base"
     changes_base = True
+    needs_lora = True
 
-    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
+    @property
+    def makes_steps(self) -> bool:
+        """No: the broadcast holds the residual's factors beside the mean."""
+        return False
+
+    def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
         """The whole dB and dA."""
-        return dense_delta(after, before)
+        return dense_delta(after, plan.start), {}
 
     def server_update(
-        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
-    ) -> Delta:
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> tuple[Delta, MethodState]:
         """[mean dB, p_1 b_1, ...] (out_features, m r) and [mean dA; a_1 - a_m; ...] (m r, in_features)."""
-        stacked: dict[Slot, SparseTensor] = {}
-        for name, pair in state.items():
-            B, A = Slot(name, "B"), Slot(name, "A")
+        deltas, weights = [one.delta for one in contributions], [one.weight for one in contributions]
+        stacked: dict[str, SparseTensor] = {}
+        for module, pair in lora.pairs_of(state.tensors).items():
+            B, A = tensor_name(module, "B"), tensor_name(module, "A")
             mean_B = add_weighted(torch.zeros(pair.B.shape), B, deltas, weights)
             mean_A = add_weighted(torch.zeros(pair.A.shape), A, deltas, weights)
             last = dense(deltas[-1], A, pair.A)
-            pairs = list(zip(deltas[:-1], weights[:-1], strict=True))
-            lefts = [p * (dense(delta, B, pair.B) - mean_B) for delta, p in pairs]
-            rights = [dense(delta, A, pair.A) - last for delta, _ in pairs]
+            lefts = [one.weight * (dense(one.delta, B, pair.B) - mean_B) for one in contributions[:-1]]
+            rights = [dense(one.delta, A, pair.A) - last for one in contributions[:-1]]
             stacked[B] = SparseTensor.from_dense(torch.cat([mean_B, *lefts], 1))
             stacked[A] = SparseTensor.from_dense(torch.cat([mean_A, *rights], 0))
-        return stacked
+        return stacked, {}
 
-    def downlink_table(self, table: ShapeTable, clients: int) -> ShapeTable:
+    def downlink_table(self, table: TensorTable, clients: int) -> TensorTable:
         """Every module with `clients` times its rank."""
         return stacked_table(table, clients)
 
-    def apply(self, state: Factors, broadcast: Delta, step: Step) -> dict[str, LoraPair]:
-        """The mean of the factors: the first block."""
-        first: dict[Slot, SparseTensor] = {}
-        for name, pair in state.items():
+    def apply(self, state: GlobalState, broadcast: Delta, context: RoundContext) -> GlobalState:
+        """The mean of the factors, the first block; the other blocks' product, mean(B_i A_i) - mean(B_i) mean(A_i),
+        goes into the base.
+        """
+        first: dict[str, SparseTensor] = {}
+        for module, pair in lora.pairs_of(state.tensors).items():
             rank = len(pair.A)
-            B, A = Slot(name, "B"), Slot(name, "A")
+            B, A = tensor_name(module, "B"), tensor_name(module, "A")
             first[B] = SparseTensor.from_dense(broadcast[B].dense()[:, :rank].contiguous())
             first[A] = SparseTensor.from_dense(broadcast[A].dense()[:rank])
-        return add(state, first)
+        base = add_base(state.base_delta, self._residuals(state, broadcast))
+        return state.following(add(state.tensors, first), base)
 
-    def base_change(self, state: Factors, broadcast: Delta, step: Step) -> Iterable[tuple[str, Tensor]]:
-        """mean(B_i A_i) - mean(B_i) mean(A_i): the other blocks' product."""
-        for name, pair in state.items():
+    def _residuals(self, state: GlobalState, broadcast: Delta) -> Iterator[tuple[str, Tensor]]:
+        for module, pair in lora.pairs_of(state.tensors).items():
             rank = len(pair.A)
-            left = broadcast[Slot(name, "B")].dense()[:, rank:]
+            left = aligned(broadcast[tensor_name(module, "B")].dense()[:, rank:])
             if left.shape[1]:
-                yield name, left @ broadcast[Slot(name, "A")].dense()[rank:]
+                yield module, left @ aligned(broadcast[tensor_name(module, "A")].dense()[rank:])

@@ -13,15 +13,18 @@ As sum p_i d_i = 0, the second term moves towards the clients that diverge most,
 is zero where all agree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import torch
 from pydantic import Field
 
 from fedsrd.core import sparsify
-from fedsrd.core.factors import Delta, Factors, SparseTensor, add_weighted, average, dense_delta, difference
-from fedsrd.methods.method import ClientStep, Method, MethodOptions, ServerStep, register
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, add_weighted, dense_delta, difference
+from fedsrd.methods.fedavg import mean
+from fedsrd.methods.method import ClientContext, Contribution, Method, MethodOptions, MethodState, ServerContext
+from fedsrd.methods.registry import register
 
 
 class FedICUOptions(MethodOptions):
@@ -45,35 +48,35 @@ class FedICUStyle(Method):
     Options = FedICUOptions
     options: FedICUOptions
 
-    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
+    def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
         """The more important elements of dB and dA, as they are."""
+        before = plan.start
         if self.options.keep == 1.0:
-            return dense_delta(after, before)
+            return dense_delta(after, before), {}
         return {
-            slot: sparsify.prune(delta, sparsify.importance(slot, delta, before, after), 1.0 - self.options.keep)
-            for slot, delta in difference(after, before)
-        }
+            name: sparsify.prune(delta, sparsify.importance(name, delta, before, after), 1.0 - self.options.keep)
+            for name, delta in difference(after, before)
+        }, {}
 
-    def server_update(
-        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
-    ) -> Delta:
+    def aggregate(
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> Iterable[tuple[str, SparseTensor]]:
         """Consensus plus weighed divergence, at the elements that any client sent."""
-        result = {}
-        for slot, mean in average(state, deltas, weights).items():
-            consensus = mean.dense()
+        deltas = [one.delta for one in contributions]
+        for name, average in mean(state, contributions).items():
+            consensus = average.dense()
             size = _norm(consensus)
             shares = []
-            for delta, weight in zip(deltas, weights, strict=True):
-                distance = _norm(delta[slot].dense() - consensus) if slot in delta else size
-                shares.append(weight * (1 + distance / (distance + size)) if distance else weight)
+            for one in contributions:
+                distance = _norm(one.delta[name].dense() - consensus) if name in one.delta else size
+                shares.append(one.weight * (1 + distance / (distance + size)) if distance else one.weight)
             # sum q_i d_i = sum q_i delta_i - c, because sum q_i = 1.
             total = consensus * (1 - self.options.divergence)
             pull = self.options.divergence / sum(shares)
-            add_weighted(total, slot, deltas, [pull * share for share in shares])
+            add_weighted(total, name, deltas, [pull * share for share in shares])
             flat = total.reshape(-1)
-            values = flat if mean.positions is None else flat[mean.positions]
-            result[slot] = SparseTensor(mean.shape, mean.positions, values)
-        return result
+            values = flat if average.positions is None else flat[average.positions]
+            yield name, SparseTensor(average.shape, average.positions, values)
 
 
 def _norm(matrix: torch.Tensor) -> float:

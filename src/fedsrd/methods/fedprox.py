@@ -5,12 +5,16 @@ loss plus mu/2 ||theta - theta_global||^2 over the LoRA factors. The paper's var
 of this: every client makes the recipe's steps.
 """
 
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
 
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import GlobalState
 from fedsrd.methods.fedavg import FedAvg, FedAvgOptions
-from fedsrd.methods.method import register
+from fedsrd.methods.method import ClientContext
+from fedsrd.methods.registry import register
 
 
 class FedProxOptions(FedAvgOptions):
@@ -28,7 +32,6 @@ class FedProx(FedAvg):
     Options = FedProxOptions
     options: FedProxOptions
 
-    @property
-    def proximal(self) -> float:
-        """Mu of the proximal term."""
-        return self.options.mu
+    def local_plan(self, state: GlobalState, context: ClientContext) -> LocalPlan:
+        """Everything, held near the start by mu."""
+        return replace(super().local_plan(state, context), proximal=self.options.mu)

@@ -5,10 +5,15 @@ learns what is general, B what is the client's own, so only A travels. Every cli
 own; there is no global one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from fedsrd.core.factors import Delta, Factors, LoraPair, SparseTensor, average, difference
-from fedsrd.methods.method import ClientStep, Method, ServerStep, register
+from fedsrd.core import lora
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, difference
+from fedsrd.methods.fedavg import mean
+from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, ServerContext
+from fedsrd.methods.registry import register
 
 
 @register
@@ -18,18 +23,22 @@ class FedSALoRA(Method):
     name = "fedsa-lora"
     summary = "A averaged, B kept by each client"
     personal = True
+    keeps_client_state = True
+    needs_lora = True
 
-    def local_start(self, state: Factors, step: ClientStep) -> Factors:
+    def local_plan(self, state: GlobalState, context: ClientContext) -> LocalPlan:
         """The global A with the client's own B; the common start's B = 0 where it has none yet."""
-        return {name: LoraPair(step.memory.get(name, pair.B), pair.A) for name, pair in state.items()}
+        plan = super().local_plan(state, context)
+        return replace(plan, start={**state.tensors, **context.memory})
 
-    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
+    def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
         """The whole dA; B stays in the client's memory."""
-        step.memory.update({name: pair.B for name, pair in after.items()})
-        return {slot: SparseTensor.from_dense(delta) for slot, delta in difference(after, before) if slot.factor == "A"}
+        own = {name: tensor for name, tensor in after.items() if lora.split(name)[1] == "B"}
+        shared = {name: tensor for name, tensor in after.items() if name not in own}
+        return {name: SparseTensor.from_dense(delta) for name, delta in difference(shared, plan.start)}, own
 
-    def server_update(
-        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
-    ) -> Delta:
+    def aggregate(
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> Iterable[tuple[str, SparseTensor]]:
         """sum_i p_i dA_i."""
-        return average(state, deltas, weights)
+        return mean(state, contributions).items()

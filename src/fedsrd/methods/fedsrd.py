@@ -14,22 +14,26 @@ never drift; the L1 rescale of the authors' program is the default, with a cap; 
 Every part can be switched on its own (`FedSRDOptions`), so that the paper's ablations are recipes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Literal
 
-import torch
-from pydantic import Field
+from pydantic import Field, model_validator
+from torch import Tensor
 
 from fedsrd import rng
-from fedsrd.core import decompose, sparsify
-from fedsrd.core.factors import Delta, Factors, Slot, SparseTensor, average
+from fedsrd.core import decompose, lora, sparsify
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.lora import tensor_name
 from fedsrd.core.reconstruct import Mean, best_pair
-from fedsrd.methods.method import ClientStep, Method, ServerStep, register
-from fedsrd.methods.uplink import Fraction, UplinkOptions, sparse_update
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, dense_delta
+from fedsrd.methods.fedavg import mean
+from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, ServerContext
+from fedsrd.methods.registry import register
+from fedsrd.methods.sparsifier import Fraction, SparsifierOptions, sparse, sparse_update
 
 
-class FedSRDOptions(UplinkOptions):
-    """Options of both variants: the uplink's, and these of the server.
+class FedSRDOptions(SparsifierOptions):
+    """Options of both variants: the sparsifier's, and these of the server.
 
     Attributes:
         server: "alternate" aggregates full weights and moves one factor in turn (the method); "svd" aggregates full
@@ -41,6 +45,10 @@ class FedSRDOptions(UplinkOptions):
         download_sparsity: share of the broadcast's elements to drop (the paper: 0.8).
         cutoff: singular values below this share of the largest count as zero in the pseudo-inverse.
         damping: Tikhonov damping of the pseudo-inverse, relative to the largest singular value; 0 for none.
+        decompose_at: "server", as the paper; or "client", where every client decomposes its own update and sends its
+            change of this round's factor, ((B + dB_i)(A + dA_i) - B A) A^+ or its mirror image. Without the projection
+            the server's step is linear in the clients' weights, so the mean of these is the same step, and a server
+            that sees only their sum can make it (FedSRD-e).
     """
 
     server: Literal["alternate", "svd", "average"] = "alternate"
@@ -49,6 +57,16 @@ class FedSRDOptions(UplinkOptions):
     download_sparsity: Fraction = 0.8
     cutoff: Fraction = 1e-6
     damping: Annotated[float, Field(ge=0)] = 0.0
+    decompose_at: Literal["server", "client"] = "server"
+
+    @model_validator(mode="after")
+    def _is_linear_at_the_client(self) -> "FedSRDOptions":
+        if self.decompose_at == "client" and (self.project or self.server != "alternate"):
+            raise ValueError(
+                'decompose_at = "client": needs server = "alternate" and project = false (fedsrd-e), because a '
+                "projection of the mean is not the mean of projections"
+            )
+        return self
 
 
 @register
@@ -56,53 +74,78 @@ class FedSRD(Method):
     """The whole method: the aggregate is projected to the adapter's rank before it is decomposed."""
 
     name = "fedsrd"
+    needs_lora = True
     summary = "importance-sparse uplink, exact aggregation, rank-r projection, alternating sparse downlink"
     Options = FedSRDOptions
     options: FedSRDOptions
 
-    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
-        """The chosen elements of dB and dA."""
-        return sparse_update(before, after, self.options, step)
+    @property
+    def linear(self) -> bool:
+        """Where clients decompose."""
+        return self.options.decompose_at == "client"
 
-    def server_update(
-        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
+    @property
+    def makes_steps(self) -> bool:
+        """Unless the broadcast turns the factors into those of an SVD."""
+        return self.options.server != "svd"
+
+    def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
+        """The chosen elements of dB and dA; of this round's factor alone where clients decompose."""
+        before = plan.start
+        if self.options.decompose_at == "server":
+            return sparse_update(before, after, self.options, context), {}
+        own = Contribution(context.client, dense_delta(after, before), 1.0)
+        # The other factor stays, so importance weighs with that of the global state.
+        return sparse(self._moved(before, [own], context.round), before, before, self.options, context), {}
+
+    def aggregate(
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> Iterable[tuple[str, SparseTensor]]:
+        """The dense change of this round's factor, module by module, so that memory holds one module's products."""
+        if self.options.server == "average" or self.linear:
+            return mean(state, contributions).items()
+        moved = self._moved(state.tensors, contributions, context.round)
+        return ((name, SparseTensor.from_dense(change)) for name, change in moved)
+
+    def aggregate_sum(
+        self, state: GlobalState, total: Delta, context: ServerContext
+    ) -> Iterable[tuple[str, SparseTensor]]:
+        """The sum itself, where clients decompose."""
+        return total.items() if self.linear else super().aggregate_sum(state, total, context)
+
+    def compress(
+        self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext
     ) -> Delta:
-        """The sparse change of this round's factor, module by module, so that memory holds one module's products."""
-        seed = rng.integer(step.seed, "download mask", step.round)
-        return {
-            slot: self._thinned(slot, moved, state, seed)
-            for slot, moved in self._moved(state, deltas, weights, step.round)
-        }
+        """A part of the elements, at random or by importance."""
+        seed = rng.integer(context.seed, "download mask", context.round)
+        return {name: self._thinned(name, step.dense(), state.tensors, seed) for name, step in steps}
 
     def _moved(
-        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], round_number: int
-    ) -> Iterator[tuple[Slot, torch.Tensor]]:
-        """Dense changes by slot, before anything of them is dropped."""
+        self, tensors: Tensors, contributions: Sequence[Contribution], round_number: int
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Dense changes by tensor, before anything of them is dropped."""
         options = self.options
-        if options.server == "average":
-            for slot, mean in average(state, deltas, weights).items():
-                yield slot, mean.dense()
-            return
         factor = decompose.factor_of_round(round_number)
-        for name, pair in state.items():
-            mean_weight = Mean(name, pair, deltas, weights)
+        deltas, weights = [one.delta for one in contributions], [one.weight for one in contributions]
+        for module, pair in lora.pairs_of(tensors).items():
+            mean_weight = Mean(module, pair, deltas, weights)
             rank = pair.A.shape[0]
             if options.server == "svd":
                 best = best_pair(mean_weight.careful(change=False), rank)
-                yield Slot(name, "B"), best.B - pair.B
-                yield Slot(name, "A"), best.A - pair.A
+                yield tensor_name(module, "B"), best.B - pair.B
+                yield tensor_name(module, "A"), best.A - pair.A
             else:
                 target = rank if options.project else None
                 moved = decompose.alternate(mean_weight, factor, target, options.cutoff, options.damping)
-                yield Slot(name, factor), moved
+                yield tensor_name(module, factor), moved
 
-    def _thinned(self, slot: Slot, moved: torch.Tensor, state: Factors, seed: int) -> SparseTensor:
+    def _thinned(self, name: str, moved: Tensor, tensors: Tensors, seed: int) -> SparseTensor:
         options = self.options
         if options.download == "none" or options.download_sparsity == 0:
             return SparseTensor.from_dense(moved)
         if options.download == "random":
-            return decompose.sparsify_at_random(moved, slot, seed, 1.0 - options.download_sparsity)
-        scores = sparsify.importance(slot, moved, state, state)
+            return decompose.sparsify_at_random(moved, name, seed, 1.0 - options.download_sparsity)
+        scores = sparsify.importance(name, moved, tensors, tensors)
         pruned = sparsify.prune(moved, scores, options.download_sparsity)
         return sparsify.rescale(pruned, moved, options.rescale, options.rescale_cap)
 

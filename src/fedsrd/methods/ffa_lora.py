@@ -5,11 +5,14 @@ fixed, averaging B is averaging the full updates exactly: mean(B_i) A = mean(B_i
 not part of this.
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
 
-from fedsrd.core.factors import Factor
+from fedsrd.core import lora
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import GlobalState
 from fedsrd.methods.fedavg import FedAvg
-from fedsrd.methods.method import register
+from fedsrd.methods.method import ClientContext
+from fedsrd.methods.registry import register
 
 
 @register
@@ -18,7 +21,9 @@ class FFALoRA(FedAvg):
 
     name = "ffa-lora"
     summary = "A frozen at a common start, B averaged"
+    needs_lora = True
 
-    def trained(self, round_number: int) -> Sequence[Factor]:
-        """B, in every round."""
-        return ("B",)
+    def local_plan(self, state: GlobalState, context: ClientContext) -> LocalPlan:
+        """B trains, A does not."""
+        plan = super().local_plan(state, context)
+        return replace(plan, trained=tuple(name for name in plan.trained if lora.split(name)[1] != "A"))

@@ -2,24 +2,35 @@
 
 Kuo et al., "Federated LoRA with Sparse Communication" (arXiv 2406.05233). The server holds the dense factors theta; a
 client gets theta's elements of largest magnitude (zeros elsewhere), trains all of them, and sends its largest changes;
-the server takes their mean as a gradient for Adam (FedAdam, Reddi et al., arXiv 2003.00295). Shares are of the whole
+the server takes their mean as a gradient for Adam (FedAdam, Reddi et al., arXiv 2003.00295), or for the
+recipe's [server_optimizer]. Shares are of the whole
 adapter, not of each matrix. As everybody can draw the common start, the first round's download is the whole start.
 
 What clients hold is the sparse download; what is evaluated and kept is theta, which never travels whole.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from fedsrd.core.factors import Delta, Factors, LoraPair, Slot, SparseTensor, add_weighted, difference, slots
-from fedsrd.methods.method import ClientStep, Memory, Method, MethodOptions, ServerStep, Step, register
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, add_weighted, difference
+from fedsrd.methods.method import (
+    ClientContext,
+    Contribution,
+    Method,
+    MethodOptions,
+    MethodState,
+    RoundContext,
+    ServerContext,
+)
+from fedsrd.methods.registry import register
+from fedsrd.methods.server_optimizer import ServerOptimizer, ServerOptimizerOptions
 
 Share = Annotated[float, Field(gt=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FLASCOptions(MethodOptions):
@@ -28,19 +39,19 @@ class FLASCOptions(MethodOptions):
     Attributes:
         down: share of the adapter's elements in a download (the paper: 1/4).
         up: share of the adapter's elements in an upload (the paper: 1/4).
-        server_lr: Adam's rate at the server.
-        beta1: decay of its first moment.
-        beta2: decay of its second moment.
-        epsilon: added to the root of the second moment; as large as FedAdam's authors take it, so that an element on
-            which clients do not agree moves little.
     """
 
     down: Share = 0.25
     up: Share = 0.25
-    server_lr: Annotated[float, Field(gt=0)] = 2e-3
-    beta1: Beta = 0.9
-    beta2: Beta = 0.999
-    epsilon: Annotated[float, Field(gt=0)] = 1e-3
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, given: Any) -> Any:
+        moved = {"server_lr": "learning_rate", "beta1": "beta1", "beta2": "beta2", "epsilon": "epsilon"}
+        for key, now in moved.items():
+            if isinstance(given, dict) and key in given:
+                raise ValueError(f"{key} = {given[key]!r} has moved: [server_optimizer] {now} = {given[key]!r}")
+        return given
 
 
 @register
@@ -50,47 +61,47 @@ class FLASC(Method):
     name = "flasc"
     summary = "largest weights down, largest changes up, Adam at the server"
     Options = FLASCOptions
+    # An epsilon as large as FedAdam's authors take it, so that an element on which clients do not agree moves little.
+    default_optimizer = ServerOptimizerOptions(
+        name="adam", learning_rate=2e-3, beta1=0.9, beta2=0.999, epsilon=1e-3, bias_correction=True
+    )
     server_model = True
     options: FLASCOptions
 
-    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
+    def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
         """The adapter's largest changes."""
-        return largest(dict(difference(after, before)), self.options.up)
+        return largest(dict(difference(after, plan.start)), self.options.up), {}
 
     def server_update(
-        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
-    ) -> Delta:
-        """One step of Adam on theta, and theta's largest elements."""
-        o = self.options
-        made: dict[Slot, Tensor] = {}
-        for slot, theta in slots(self.model(state, step.memory)):
-            mean = add_weighted(torch.zeros(theta.shape), slot, deltas, weights)
-            first = _kept(step.memory, slot, "m", mean) * o.beta1 + (1 - o.beta1) * mean
-            second = _kept(step.memory, slot, "v", mean) * o.beta2 + (1 - o.beta2) * mean.square()
-            rate = o.server_lr / (1 - o.beta1**step.round)
-            root = (second / (1 - o.beta2**step.round)).sqrt_()
-            made[slot] = theta + rate * first / (root + o.epsilon)
-            step.memory.update({_key(slot, "m"): first, _key(slot, "v"): second, _key(slot, "theta"): made[slot]})
-        return largest(made, o.down)
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> tuple[Delta, MethodState]:
+        """One step of the server optimizer on theta, and theta's largest elements."""
+        deltas, weights = [one.delta for one in contributions], [one.weight for one in contributions]
+        optimizer = context.optimizer or ServerOptimizer(self.default_optimizer)
+        made: dict[str, Tensor] = {}
+        memory = {}
+        for name, theta in self.model(state, context.memory).items():
+            mean = SparseTensor.from_dense(add_weighted(torch.zeros(theta.shape), name, deltas, weights))
+            step, kept = optimizer.step(name, mean, context.round, context.memory)
+            made[name] = theta + step.dense()
+            memory.update({**kept, f"theta/{name}": made[name]})
+        return largest(made, self.options.down), memory
 
-    def apply(self, state: Factors, broadcast: Delta, step: Step) -> dict[str, LoraPair]:
+    def apply(self, state: GlobalState, broadcast: Delta, context: RoundContext) -> GlobalState:
         """The download itself, zeros elsewhere."""
-        found = {
-            slot: broadcast[slot].dense() if slot in broadcast else torch.zeros_like(t) for slot, t in slots(state)
-        }
-        return {name: LoraPair(found[Slot(name, "B")], found[Slot(name, "A")]) for name in state}
+        return state.following(
+            {
+                name: broadcast[name].dense() if name in broadcast else torch.zeros_like(tensor)
+                for name, tensor in state.tensors.items()
+            }
+        )
 
-    def model(self, state: Factors, memory: Memory) -> Factors:
+    def model(self, state: GlobalState, memory: MethodState) -> Tensors:
         """Theta; before the first round the common start."""
-        return {
-            name: LoraPair(
-                memory.get(_key(Slot(name, "B"), "theta"), pair.B), memory.get(_key(Slot(name, "A"), "theta"), pair.A)
-            )
-            for name, pair in state.items()
-        }
+        return {name: memory.get(f"theta/{name}", tensor) for name, tensor in state.tensors.items()}
 
 
-def largest(tensors: Mapping[Slot, Tensor], share: float) -> Delta:
+def largest(tensors: Mapping[str, Tensor], share: float) -> Delta:
     """The elements of largest magnitude of all tensors together: a `share` of all, and at least one."""
     count = max(round(share * sum(tensor.numel() for tensor in tensors.values())), 1)
     magnitudes = torch.cat([tensor.abs().reshape(-1) for tensor in tensors.values()])
@@ -98,19 +109,11 @@ def largest(tensors: Mapping[Slot, Tensor], share: float) -> Delta:
     # Strictly above: more elements at the threshold than there is room for would be a choice; zeros are never sent.
     missing = count - int((magnitudes > threshold).sum())
     found = {}
-    for slot, tensor in tensors.items():
+    for name, tensor in tensors.items():
         mask = (tensor.abs() > threshold).reshape(-1)
         ties = (tensor.abs().reshape(-1) == threshold).nonzero().squeeze(1)[:missing]
         missing -= len(ties)
         mask[ties] = True
         mask &= tensor.reshape(-1) != 0
-        found[slot] = SparseTensor.from_mask(tensor, mask.view_as(tensor))
+        found[name] = SparseTensor.from_mask(tensor, mask.view_as(tensor))
     return found
-
-
-def _key(slot: Slot, what: str) -> str:
-    return f"{what}/{slot.module}/{slot.factor}"
-
-
-def _kept(memory: Memory, slot: Slot, what: str, like: Tensor) -> Tensor:
-    return memory.get(_key(slot, what), torch.zeros_like(like))

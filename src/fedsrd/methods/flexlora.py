@@ -10,10 +10,13 @@ from collections.abc import Sequence
 
 import torch
 
-from fedsrd.core.factors import FACTORS, Delta, Factors, LoraPair, Slot, SparseTensor
+from fedsrd.core import lora
+from fedsrd.core.lora import FACTORS, LoraPair, tensor_name
 from fedsrd.core.reconstruct import LowRank, best_pair
-from fedsrd.methods.method import ServerStep, register
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor
+from fedsrd.methods.method import Contribution, MethodState, ServerContext
 from fedsrd.methods.ranks import AnyRank, truncated_pair
+from fedsrd.methods.registry import register
 
 
 @register
@@ -26,29 +29,31 @@ class FlexLoRA(AnyRank):
     name = "flexlora"
     summary = "mean of the full updates, truncated SVD; clients of different ranks"
 
+    @property
+    def makes_steps(self) -> bool:
+        """No: the broadcast turns the factors into others."""
+        return False
+
     def server_update(
-        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
-    ) -> Delta:
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> tuple[Delta, MethodState]:
         """U S - B and V^T - A, module by module."""
-        ranks = step.ranks or [None] * len(deltas)
-        change: dict[Slot, SparseTensor] = {}
-        for name, pair in state.items():
-            lefts, rights = [], []
-            for delta, weight, rank in zip(deltas, weights, ranks, strict=True):
-                own = client_pair(name, pair, delta, rank)
-                lefts.append(weight * own.B.double())
-                rights.append(own.A.double())
+        change: dict[str, SparseTensor] = {}
+        for module, pair in lora.pairs_of(state.tensors).items():
+            own = [client_pair(module, pair, one) for one in contributions]
+            lefts = [one.weight * found.B.double() for one, found in zip(contributions, own, strict=True)]
+            rights = [found.A.double() for found in own]
             best = best_pair(LowRank(torch.cat(lefts, 1), torch.cat(rights, 0)), len(pair.A))
-            change[Slot(name, "B")] = SparseTensor.from_dense(best.B - pair.B)
-            change[Slot(name, "A")] = SparseTensor.from_dense(best.A - pair.A)
-        return change
+            change[tensor_name(module, "B")] = SparseTensor.from_dense(best.B - pair.B)
+            change[tensor_name(module, "A")] = SparseTensor.from_dense(best.A - pair.A)
+        return change, {}
 
 
-def client_pair(module: str, pair: LoraPair, delta: Delta, rank: int | None) -> LoraPair:
+def client_pair(module: str, pair: LoraPair, contribution: Contribution) -> LoraPair:
     """A client's factors after training: what it started from plus what it sent."""
-    start = truncated_pair(pair, rank)
+    start = truncated_pair(pair, contribution.rank)
     parts = []
     for factor, tensor in zip(FACTORS, start, strict=True):
-        sent = delta.get(Slot(module, factor))
+        sent = contribution.delta.get(tensor_name(module, factor))
         parts.append(tensor if sent is None else tensor + sent.dense())
     return LoraPair(*parts)

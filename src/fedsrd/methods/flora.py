@@ -6,15 +6,18 @@ is a broadcast m times as large, and a base model that changes. Every round's ne
 so that clients send changes of it and nobody sends the start.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from fedsrd import rng
-from fedsrd.core.factors import Delta, Factors, LoraPair, ShapeTable, Slot, SparseTensor, initial_factors
-from fedsrd.methods.method import ServerStep, Step, register
+from fedsrd.core import lora
+from fedsrd.core.lora import tensor_name
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, TensorTable, add_base, initial_tensors
+from fedsrd.methods.method import Contribution, MethodState, RoundContext, ServerContext
 from fedsrd.methods.ranks import AnyRank
+from fedsrd.methods.registry import register
 
 
 @register
@@ -25,39 +28,46 @@ class FLoRA(AnyRank):
     summary = "stacked factors, merged into the base every round; clients of different ranks"
     changes_base = True
 
-    def server_update(
-        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
-    ) -> Delta:
-        """[p_i dB_i] (out_features, m r) and [dA_i] (m r, in_features): B starts at zero and A is known."""
-        stacked: dict[Slot, SparseTensor] = {}
-        for name, pair in state.items():
-            lefts = [p * dense(delta, Slot(name, "B"), pair.B) for delta, p in zip(deltas, weights, strict=True)]
-            rights = [dense(delta, Slot(name, "A"), pair.A) for delta in deltas]
-            stacked[Slot(name, "B")] = SparseTensor.from_dense(torch.cat(lefts, 1))
-            stacked[Slot(name, "A")] = SparseTensor.from_dense(torch.cat(rights, 0))
-        return stacked
+    @property
+    def makes_steps(self) -> bool:
+        """No: the broadcast is everybody's factors."""
+        return False
 
-    def downlink_table(self, table: ShapeTable, clients: int) -> ShapeTable:
+    def server_update(
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> tuple[Delta, MethodState]:
+        """[p_i dB_i] (out_features, m r) and [dA_i] (m r, in_features): B starts at zero and A is known."""
+        stacked: dict[str, SparseTensor] = {}
+        for module, pair in lora.pairs_of(state.tensors).items():
+            B, A = tensor_name(module, "B"), tensor_name(module, "A")
+            lefts = [one.weight * dense(one.delta, B, pair.B) for one in contributions]
+            rights = [dense(one.delta, A, pair.A) for one in contributions]
+            stacked[B] = SparseTensor.from_dense(torch.cat(lefts, 1))
+            stacked[A] = SparseTensor.from_dense(torch.cat(rights, 0))
+        return stacked, {}
+
+    def downlink_table(self, table: TensorTable, clients: int) -> TensorTable:
         """Every module with `clients` times its rank."""
         return stacked_table(table, clients)
 
-    def apply(self, state: Factors, broadcast: Delta, step: Step) -> dict[str, LoraPair]:
-        """The next round's fresh factors."""
-        return initial_factors(ShapeTable.of(state), rng.integer(step.seed, "fresh A", step.round))
+    def apply(self, state: GlobalState, broadcast: Delta, context: RoundContext) -> GlobalState:
+        """The next round's fresh factors; sum p_i B_i A_i goes into the base."""
+        seed = rng.integer(context.seed, "fresh A", context.round)
+        fresh = initial_tensors(TensorTable.of(state.tensors), seed)
+        return state.following(fresh, add_base(state.base_delta, self._products(state, broadcast)))
 
-    def base_change(self, state: Factors, broadcast: Delta, step: Step) -> Iterable[tuple[str, Tensor]]:
-        """Sum p_i B_i A_i."""
-        for name, pair in state.items():
-            left = broadcast[Slot(name, "B")].dense()
-            right = broadcast[Slot(name, "A")].dense()
-            yield name, left @ (pair.A.repeat(len(right) // len(pair.A), 1) + right)
-
-
-def dense(delta: Delta, slot: Slot, like: Tensor) -> Tensor:
-    """One slot's change, whole; zeros where nothing was sent."""
-    return delta[slot].dense() if slot in delta else torch.zeros_like(like)
+    def _products(self, state: GlobalState, broadcast: Delta) -> Iterator[tuple[str, Tensor]]:
+        for module, pair in lora.pairs_of(state.tensors).items():
+            left = broadcast[tensor_name(module, "B")].dense()
+            right = broadcast[tensor_name(module, "A")].dense()
+            yield module, left @ (pair.A.repeat(len(right) // len(pair.A), 1) + right)
 
 
-def stacked_table(table: ShapeTable, times: int) -> ShapeTable:
+def dense(delta: Delta, name: str, like: Tensor) -> Tensor:
+    """One tensor's change, whole; zeros where nothing was sent."""
+    return delta[name].dense() if name in delta else torch.zeros_like(like)
+
+
+def stacked_table(table: TensorTable, times: int) -> TensorTable:
     """The table with `times` times every rank."""
-    return ShapeTable(tuple(module._replace(rank=module.rank * times) for module in table.modules))
+    return lora.table_of(module._replace(rank=module.rank * times) for module in lora.modules_of(table))

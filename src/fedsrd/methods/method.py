@@ -1,26 +1,34 @@
-"""The interface of a federated method: what a client sends, what the server makes of it, what both add.
+"""The interface of a federated method: what a client trains and sends, what the server makes of it, what both apply.
 
-A method is one file with one class. It sees tensors and says nothing about bytes, transport, training or models; its
-options are a pydantic model, so that a recipe's [method] table is checked before anything starts. It keeps no state of
-its own: everything that a round depends on is in the arguments, what must outlive a round goes into `step.memory`, and
-chance comes from `fedsrd.rng` with the step's seed. docs/add-a-method.md builds one from nothing.
+A method is one file with one class. It sees named tensors and says nothing about bytes, transport, training or models;
+its options are a pydantic model, so that a recipe's [method] table is checked before anything starts. Its functions are
+pure: everything that a round depends on is in the arguments, what must outlive a round is returned as the next
+`MethodState`, and chance comes from `fedsrd.rng` with the context's seed. docs/add-a-method.md builds one from nothing.
 """
 
-import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from fedsrd.core.factors import FACTORS, Delta, Factor, Factors, LoraPair, ShapeTable, add
-from fedsrd.errors import RecipeError
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, TensorTable, add
+from fedsrd.methods.server_optimizer import ServerOptimizer, ServerOptimizerOptions
 
-Memory = dict[str, Tensor]
-"""What one side keeps between rounds, by a name of the method's choice. Put new tensors in; never write into one that
-lies there: a round that fails is taken back by forgetting the new dictionary."""
+MethodState = Mapping[str, Tensor]
+"""What one side keeps between rounds, by names of the method's choice. A method gets the last one and returns the next;
+it counts when its round does."""
+
+Received = Callable[[Delta], Delta]
+"""What the receiver will decode of a delta: rounded to the number type, without what became zero. Exact, bit for bit."""
+
+
+def as_it_is(delta: Delta) -> Delta:
+    """`Received` of a wire that loses nothing."""
+    return delta
 
 
 class MethodOptions(BaseModel):
@@ -30,7 +38,7 @@ class MethodOptions(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RoundContext:
     """Where the federation stands: the round (from 1) and the run's seed."""
 
     round: int
@@ -38,35 +46,54 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class ClientStep:
+class ClientContext(RoundContext):
     """Where a client stands.
 
     Attributes:
-        round: the round, from 1.
         client: its name.
-        seed: the run's.
         rank: its own rank, where that is lower than the adapter's; else None.
-        memory: what it keeps between rounds; counts once the round is closed.
+        memory: what it kept of the last round in which its update counted.
+        received: what the server will decode of an update.
     """
 
-    round: int
-    client: str
-    seed: int
+    client: str = ""
     rank: int | None = None
-    memory: Memory = field(default_factory=dict)
+    memory: MethodState = field(default_factory=dict)
+    received: Received = as_it_is
 
 
 @dataclass(frozen=True, slots=True)
-class ServerStep(Step):
+class ServerContext(RoundContext):
     """Where the server stands when it aggregates.
 
     Attributes:
-        ranks: each delta's client's own rank, in the deltas' order; None for the adapter's. Empty: all the adapter's.
-        memory: what the server keeps between rounds; counts once the round is closed.
+        clients: how many clients the federation has, whether or not they take part in this round.
+        memory: what the server kept of the last round.
+        received: what clients will decode of a broadcast.
+        optimizer: makes steps of aggregates; None: the aggregate is the step.
     """
 
-    ranks: Sequence[int | None] = ()
-    memory: Memory = field(default_factory=dict)
+    clients: int = 1
+    memory: MethodState = field(default_factory=dict)
+    received: Received = as_it_is
+    optimizer: ServerOptimizer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One client's part in a round.
+
+    Attributes:
+        client: its name.
+        delta: what it sent, all finite.
+        weight: its share p_i of the aggregate; positive, with sum 1 over a round.
+        rank: its own rank, where that is lower than the adapter's; else None.
+    """
+
+    client: str
+    delta: Delta
+    weight: float
+    rank: int | None = None
 
 
 class Method(ABC):
@@ -76,115 +103,140 @@ class Method(ABC):
         name: what a recipe calls it.
         summary: one line for tables and help.
         Options: its options, with defaults.
+        default_optimizer: the server optimizer where the recipe names none; None for none.
+        needs_lora: works on pairs of LoRA factors, not on any tensors.
         personal: every client ends with a model of its own (`client_model`), and each of these is evaluated.
         reference: no federation, but a point to compare with; it sends nothing.
         pooled: one client gets everybody's data.
         any_rank: clients may have lower ranks than the adapter.
-        changes_base: rounds change the frozen weights (`base_change`), so that factors alone do not say all.
+        changes_base: rounds change the frozen weights, so that the trained tensors alone do not say all.
         server_model: the model to use (`model`) is known to the server alone.
+        keeps_client_state: clients keep something between rounds.
+        hooks_gradients: local training has a gradient hook.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     Options: ClassVar[type[MethodOptions]] = MethodOptions
+    default_optimizer: ClassVar[ServerOptimizerOptions | None] = None
+    needs_lora: ClassVar[bool] = False
     personal: ClassVar[bool] = False
     reference: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
     any_rank: ClassVar[bool] = False
     changes_base: ClassVar[bool] = False
     server_model: ClassVar[bool] = False
+    keeps_client_state: ClassVar[bool] = False
+    hooks_gradients: ClassVar[bool] = False
 
     def __init__(self, options: MethodOptions) -> None:
         self.options = options
 
     @property
-    def proximal(self) -> float:
-        """Mu of mu/2 ||theta - theta_start||^2, which clients add to their training loss."""
-        return 0.0
+    def linear(self) -> bool:
+        """Whether the server needs only sum_i p_i delta_i (`sum_update`), not single updates."""
+        return False
 
-    def trained(self, round_number: int) -> Sequence[Factor]:
-        """The factors that clients train in a round; the others stay as they are."""
-        return FACTORS
+    @property
+    def makes_steps(self) -> bool:
+        """Whether the broadcast is a step that a server optimizer may change."""
+        return True
 
-    def local_start(self, state: Factors, step: ClientStep) -> Factors:
-        """What a client's training starts from: the global factors, unless a method says otherwise."""
-        return state
-
-    @abstractmethod
-    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
-        """What the client sends: the change from `before` to `after` local training, compressed.
-
-        Args:
-            before: what training started from (`local_start`), all finite.
-            after: the factors after training, all finite (the caller checks, and sends nothing otherwise).
-            step: the round, the client, the seed and the client's memory.
+    def state_table(self, table: TensorTable) -> TensorTable:
+        """The tensors that server and clients hold alike: the model's, and what a method replicates besides. Those
+        start at zero.
         """
-
-    @abstractmethod
-    def server_update(
-        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
-    ) -> Delta:
-        """What the server broadcasts, in the shapes of `downlink_table`.
-
-        Args:
-            state: the global factors.
-            deltas: what each client sent, at least one, all finite.
-            weights: the clients' shares p_i, positive, with sum 1.
-            step: the round, the seed and the server's memory.
-        """
-
-    def downlink_table(self, table: ShapeTable, clients: int) -> ShapeTable:
-        """The shapes of a broadcast that aggregates `clients` updates; the adapter's own for most methods."""
         return table
 
-    def apply(self, state: Factors, broadcast: Delta, step: Step) -> dict[str, LoraPair]:
-        """The next global factors, computed alike by the server and by every client."""
-        return add(state, broadcast)
+    def uplink_table(self, table: TensorTable) -> TensorTable:
+        """The tensors of an update; `table` is that of the state, and the answer for most methods."""
+        return table
 
-    def base_change(self, state: Factors, broadcast: Delta, step: Step) -> Iterable[tuple[str, Tensor]]:
-        """What the round adds to the frozen weights: module and (out_features, in_features) float32, in units of B A.
+    def downlink_table(self, table: TensorTable, clients: int) -> TensorTable:
+        """The tensors of a broadcast that aggregates `clients` updates; those of the state for most methods."""
+        return table
 
-        Nothing for most methods. Computed alike by the server and by every client, `state` as `apply` gets it.
+    def local_plan(self, state: GlobalState, context: ClientContext) -> LocalPlan:
+        """What the client trains, from where, and how: everything from the global state, unless a method says
+        otherwise.
         """
-        return ()
+        return LocalPlan(state.tensors, tuple(state.tensors), state.base_delta)
 
-    def model(self, state: Factors, memory: Memory) -> Factors:
-        """The factors to use and to evaluate, from the global state and the server's memory."""
-        return state
+    @abstractmethod
+    def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
+        """What the client sends, and what it keeps if that counts.
 
-    def client_model(self, state: Factors, step: ClientStep) -> Factors:
-        """A client's own factors to use, for methods that are `personal`. `step.round` is the next round's."""
-        return self.local_start(state, step)
+        Args:
+            plan: what `local_plan` gave; training has run with it.
+            after: the tensors after training, all finite (the caller checks, and sends nothing otherwise).
+            context: the round, the client, the seed and the client's state; `context.received` says what will arrive.
+        """
 
+    def aggregate(
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> Iterable[tuple[str, SparseTensor]]:
+        """The clients' updates as one change, tensor by tensor, so that memory need not hold all at once.
 
-_REGISTRY: dict[str, type[Method]] = {}
+        Args:
+            state: the global state.
+            contributions: at least one.
+            context: the round, the seed and the server's state.
+        """
+        raise NotImplementedError(f"{self.name} makes its broadcast in server_update")
 
+    def aggregate_sum(
+        self, state: GlobalState, total: Delta, context: ServerContext
+    ) -> Iterable[tuple[str, SparseTensor]]:
+        """As `aggregate`, from sum_i p_i delta_i alone, for methods that are `linear`."""
+        raise NotImplementedError(f"{self.name} is not linear: it needs every client's own update")
 
-def register(method: type[Method]) -> type[Method]:
-    """Class decorator: makes a method known under its name.
+    def is_step(self, name: str) -> bool:
+        """Whether the server optimizer changes this tensor's aggregate."""
+        return True
 
-    Raises:
-        ValueError: the name is taken.
-    """
-    if method.name in _REGISTRY:
-        raise ValueError(f"two methods are called {method.name!r}")
-    _REGISTRY[method.name] = method
-    return method
+    def compress(
+        self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext
+    ) -> Delta:
+        """What is broadcast of the step, tensor by tensor: all of it, unless a method says otherwise."""
+        return dict(steps)
 
+    def server_update(
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> tuple[Delta, MethodState]:
+        """What the server broadcasts, in the shapes of `downlink_table`, and what it keeps: `aggregate`, the server
+        optimizer, `compress`. Arguments as `aggregate`.
+        """
+        return self._broadcast(state, self.aggregate(state, contributions, context), context)
 
-def names() -> list[str]:
-    """The known methods' names, sorted."""
-    return sorted(_REGISTRY)
+    def sum_update(self, state: GlobalState, total: Delta, context: ServerContext) -> tuple[Delta, MethodState]:
+        """As `server_update`, from sum_i p_i delta_i alone, for methods that are `linear`."""
+        return self._broadcast(state, self.aggregate_sum(state, total, context), context)
 
+    def _broadcast(
+        self, state: GlobalState, aggregate: Iterable[tuple[str, SparseTensor]], context: ServerContext
+    ) -> tuple[Delta, MethodState]:
+        memory = dict(context.memory)
+        optimizer = context.optimizer
 
-def get(name: str) -> type[Method]:
-    """The method called `name`.
+        def steps() -> Iterable[tuple[str, SparseTensor]]:
+            for name, found in aggregate:
+                if optimizer is None or not self.is_step(name):
+                    yield name, found
+                    continue
+                step, kept = optimizer.step(name, found, context.round, context.memory)
+                memory.update(kept)
+                yield name, step
 
-    Raises:
-        RecipeError: there is none; the message names the nearest and all known ones.
-    """
-    if name in _REGISTRY:
-        return _REGISTRY[name]
-    near = difflib.get_close_matches(name, _REGISTRY, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise RecipeError(f"method.name = {name!r}: no such method.{hint} Known: {', '.join(names())}.")
+        return self.compress(state, steps(), context), memory
+
+    def apply(self, state: GlobalState, broadcast: Delta, context: RoundContext) -> GlobalState:
+        """The next global state, computed alike by the server and by every client."""
+        return state.following(add(state.tensors, broadcast))
+
+    def model(self, state: GlobalState, memory: MethodState) -> Tensors:
+        """The model's tensors to use and to evaluate, from the global state and the server's memory."""
+        return state.tensors
+
+    def client_model(self, state: GlobalState, context: ClientContext) -> Tensors:
+        """A client's own tensors to use, for methods that are `personal`. `context.round` is the next round's."""
+        return self.local_plan(state, context).start

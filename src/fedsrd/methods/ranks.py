@@ -6,33 +6,39 @@ model is the adapter's for everybody.
 """
 
 from abc import ABC
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 
-from fedsrd.core.factors import Delta, Factors, LoraPair, SparseTensor, dense_delta, difference
-from fedsrd.methods.method import ClientStep, Method
+from fedsrd.core import lora
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.lora import LoraPair
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, dense_delta, difference
+from fedsrd.methods.method import ClientContext, Method, MethodState
 
 
 class AnyRank(Method, ABC):
     """The client's side of a method that sends everything and takes clients of lower ranks."""
 
     any_rank: ClassVar[bool] = True
+    needs_lora: ClassVar[bool] = True
 
-    def local_start(self, state: Factors, step: ClientStep) -> Factors:
+    def local_plan(self, state: GlobalState, context: ClientContext) -> LocalPlan:
         """As many components as the client's rank: the first."""
-        return truncated(state, step.rank)
+        plan = super().local_plan(state, context)
+        return replace(plan, start=truncated(state.tensors, context.rank))
 
-    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
+    def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
         """Both changes, dense up to the client's rank."""
-        return whole_update(before, after, step.rank)
+        return whole_update(plan.start, after, context.rank), {}
 
 
-def truncated(factors: Factors, rank: int | None) -> Factors:
+def truncated(tensors: Tensors, rank: int | None) -> Tensors:
     """The factors with all but their first `rank` components zero; as they are where `rank` is None."""
     if rank is None:
-        return factors
-    return {name: truncated_pair(pair, rank) for name, pair in factors.items()}
+        return tensors
+    return lora.tensors_of({name: truncated_pair(pair, rank) for name, pair in lora.pairs_of(tensors).items()})
 
 
 def truncated_pair(pair: LoraPair, rank: int | None) -> LoraPair:
@@ -45,16 +51,16 @@ def truncated_pair(pair: LoraPair, rank: int | None) -> LoraPair:
     return LoraPair(B, A)
 
 
-def whole_update(before: Factors, after: Factors, rank: int | None) -> Delta:
+def whole_update(before: Tensors, after: Tensors, rank: int | None) -> Delta:
     """Every element of dB and dA that a client of this rank trains."""
     if rank is None:
         return dense_delta(after, before)
     delta = {}
-    for slot, tensor in difference(after, before):
+    for name, tensor in difference(after, before):
         mask = torch.zeros_like(tensor, dtype=torch.bool)
-        if slot.factor == "B":
+        if lora.split(name)[1] == "B":
             mask[:, :rank] = True
         else:
             mask[:rank] = True
-        delta[slot] = SparseTensor.from_mask(tensor, mask)
+        delta[name] = SparseTensor.from_mask(tensor, mask)
     return delta

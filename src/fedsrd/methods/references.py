@@ -6,9 +6,12 @@ it sees as many, in as many batches, as the federation in all.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from fedsrd.core.factors import FACTORS, Delta, Factors, LoraPair
-from fedsrd.methods.method import ClientStep, Method, ServerStep, register
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import Delta, GlobalState, Tensors
+from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, ServerContext
+from fedsrd.methods.registry import register
 
 
 @register
@@ -19,25 +22,26 @@ class LocalOnly(Method):
     summary = "reference: every client alone, nothing sent"
     personal = True
     reference = True
+    keeps_client_state = True
 
-    def local_start(self, state: Factors, step: ClientStep) -> Factors:
-        """The client's own factors; the common start before its first round."""
-        return {
-            name: LoraPair(*(step.memory.get(f"{name}/{factor}", getattr(pair, factor)) for factor in FACTORS))
-            for name, pair in state.items()
-        }
+    @property
+    def makes_steps(self) -> bool:
+        """No: nothing is broadcast."""
+        return False
 
-    def client_update(self, before: Factors, after: Factors, step: ClientStep) -> Delta:
+    def local_plan(self, state: GlobalState, context: ClientContext) -> LocalPlan:
+        """From the client's own tensors; the common start before its first round."""
+        return replace(super().local_plan(state, context), start={**state.tensors, **context.memory})
+
+    def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
         """Nothing; all that was learnt stays in the client's memory."""
-        for name, pair in after.items():
-            step.memory.update({f"{name}/{factor}": getattr(pair, factor) for factor in FACTORS})
-        return {}
+        return {}, dict(after)
 
     def server_update(
-        self, state: Factors, deltas: Sequence[Delta], weights: Sequence[float], step: ServerStep
-    ) -> Delta:
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> tuple[Delta, MethodState]:
         """Nothing."""
-        return {}
+        return {}, {}
 
 
 @register

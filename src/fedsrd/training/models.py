@@ -1,4 +1,4 @@
-"""Base models with a LoRA adapter whose factors can be set and read: the only place that knows PEFT's names."""
+"""Base models with a LoRA adapter whose tensors can be set and read: the only place that knows PEFT's names."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsrd.core.factors import FACTORS, Base, Factor, Factors, LoraPair, ModuleShape, ShapeTable
+from fedsrd.core import lora as lora_view
+from fedsrd.core.lora import FACTORS, LoraModule
+from fedsrd.core.tensors import BaseDelta, Tensors, TensorTable, aligned
 from fedsrd.errors import ModelError
 from fedsrd.packages import Say, silent
 from fedsrd.training import embedded
@@ -31,8 +33,8 @@ def lora_config(rank: int, alpha: float, dropout: float, targets: str | Sequence
     )
 
 
-def shape_table(model_id: str, lora: Any, revision: str | None = None, say: Say = silent) -> ShapeTable:
-    """The adapted modules of a model, from its config alone: no weights are read (meta device).
+def tensor_table(model_id: str, lora: Any, revision: str | None = None, say: Say = silent) -> TensorTable:
+    """The tensors of a model's adapter, from its config alone: no weights are read (meta device).
 
     Args:
         model_id: a Hugging Face id, a folder, or an embedded model.
@@ -47,22 +49,23 @@ def shape_table(model_id: str, lora: Any, revision: str | None = None, say: Say 
     return adapted_table(empty_model(model_id, revision, say), lora, model_id)
 
 
-def adapted_table(model: Any, lora: Any, model_id: str) -> ShapeTable:
-    """The modules that `lora` adapts in an empty model. Raises ModelError as `shape_table`."""
+def adapted_table(model: Any, lora: Any, model_id: str) -> TensorTable:
+    """The modules that `lora` adapts in an empty model. Raises ModelError as `tensor_table`."""
     adapted = _adapt(model, lora, model_id, on_meta=True)
-    table = ShapeTable(tuple(_module_shapes(adapted)))
-    for module in table.modules:
+    modules = tuple(_modules(adapted))
+    for module in modules:
         if module.rank > min(module.out_features, module.in_features):
             raise ModelError(
                 f"lora.rank = {module.rank}: larger than layer {module.name} "
                 f"({module.out_features} x {module.in_features}); choose at most "
-                f"{min(min(m.out_features, m.in_features) for m in table.modules)}"
+                f"{min(min(m.out_features, m.in_features) for m in modules)}"
             )
-    return table
+    return lora_view.table_of(modules)
 
 
 class AdaptedModel:
-    """A base model with its adapter and tokenizer, on one device; factors go in and come out as float32 CPU tensors.
+    """A base model with its adapter and tokenizer, on one device; its trained tensors go in and come out as float32 on the
+    CPU.
 
     Attributes:
         model: the PEFT model.
@@ -89,7 +92,7 @@ class AdaptedModel:
         """Loads base weights and attaches a fresh adapter.
 
         Raises:
-            ModelError: as `shape_table` and `loading.load_base`.
+            ModelError: as `tensor_table` and `loading.load_base`.
         """
         options = options or BaseOptions()
         model, tokenizer = load_base(model_id, options, say)
@@ -100,27 +103,30 @@ class AdaptedModel:
 
     @classmethod
     def attach(cls, model: Any, tokenizer: Any, lora: Any, model_id: str) -> "AdaptedModel":
-        """Attaches a fresh adapter to a loaded model, where that is. Raises ModelError as `shape_table`."""
+        """Attaches a fresh adapter to a loaded model, where that is. Raises ModelError as `tensor_table`."""
         _contiguous_head(model)
         adapted = _adapt(model, lora, model_id, on_meta=False)
         for _, layer in _lora_layers(adapted):
             for pair in (layer.lora_A, layer.lora_B):
                 pair["default"].float()
+        for parameter in adapted.parameters():
+            # Weights that lie in a mapped file begin wherever its header ends; training must not depend on that.
+            if parameter.device.type == "cpu":
+                parameter.data = aligned(parameter.data)
         return cls(adapted, tokenizer, model.device)
 
-    def set_factors(self, factors: Factors, base: Base | None = None) -> None:
-        """Copies the factors into the adapter, and sets the frozen weights to W0 + scale base, rounded to their dtype.
+    def set_tensors(self, tensors: Tensors, base: BaseDelta | None = None) -> None:
+        """Copies the tensors into the adapter, and sets the frozen weights to W0 + scale base, rounded to their dtype.
 
         Raises:
             ModelError: a weight that is to change is quantised.
         """
         self._set_base(base or {})
         with torch.no_grad():
-            for name, pair in factors.items():
-                self._weight(name, "B").copy_(pair.B)
-                self._weight(name, "A").copy_(pair.A)
+            for name, tensor in tensors.items():
+                self._weight(name).copy_(tensor)
 
-    def _set_base(self, base: Base) -> None:
+    def _set_base(self, base: BaseDelta) -> None:
         for name in self._original.keys() - base.keys():
             self._layers[name].get_base_layer().weight.data.copy_(self._original.pop(name))
         for name, change in base.items():
@@ -132,24 +138,26 @@ class AdaptedModel:
             moved = change.to(weight.device) * layer.scaling["default"]
             weight.data.copy_(original.float() + (moved.T if layer.fan_in_fan_out else moved))
 
-    def factors(self) -> dict[str, LoraPair]:
-        """A copy of the adapter's factors, float32, on the CPU."""
-        return {
-            name: LoraPair(
-                *(self._weight(name, factor).detach().to("cpu", torch.float32, copy=True) for factor in FACTORS)
-            )
-            for name in self._layers
-        }
+    @property
+    def names(self) -> list[str]:
+        """Of the adapter's tensors, in the order of the table."""
+        return [lora_view.tensor_name(module, factor) for module in self._layers for factor in FACTORS]
 
-    def parameters(self, trained: Sequence[Factor]) -> list[Tensor]:
-        """The adapter's parameters of the factors that train; the others are frozen from now on."""
-        for name in self._layers:
-            for factor in FACTORS:
-                self._weight(name, factor).requires_grad_(factor in trained)
-        return [self._weight(name, factor) for name in self._layers for factor in FACTORS if factor in trained]
+    def tensors(self) -> dict[str, Tensor]:
+        """A copy of the adapter's tensors, float32, on the CPU."""
+        return {name: self._weight(name).detach().to("cpu", torch.float32, copy=True) for name in self.names}
 
-    def _weight(self, name: str, factor: Factor) -> Tensor:
-        layer = self._layers[name]
+    def parameters(self, trained: Sequence[str]) -> dict[str, Tensor]:
+        """The adapter's parameters that train, by name; the others are frozen from now on."""
+        wanted = set(trained)
+        found = {name: self._weight(name) for name in self.names}
+        for name, weight in found.items():
+            weight.requires_grad_(name in wanted)
+        return {name: weight for name, weight in found.items() if name in wanted}
+
+    def _weight(self, name: str) -> Tensor:
+        module, factor = lora_view.split(name)
+        layer = self._layers[module]
         weight: Tensor = (layer.lora_A if factor == "A" else layer.lora_B)["default"].weight
         return weight
 
@@ -172,23 +180,19 @@ def adapter_config(lora: Any, model_id: str, revision: str | None, ranks: Mappin
     return json.dumps(plain, indent=2, sort_keys=True, default=str)
 
 
-def adapter_tensors(factors: Factors) -> dict[str, Tensor]:
-    """The factors under the names that PEFT's adapter_model.safetensors uses."""
-    return {
-        f"{_PEFT_PREFIX}{name}.lora_{factor}.weight": getattr(pair, factor).contiguous()
-        for name, pair in factors.items()
-        for factor in FACTORS
-    }
+def adapter_tensors(tensors: Tensors) -> dict[str, Tensor]:
+    """The tensors under the names that PEFT's adapter_model.safetensors uses."""
+    return {f"{_PEFT_PREFIX}{name}": tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def merged_tensors(factors: Factors, base: Base) -> tuple[dict[str, Tensor], dict[str, int]]:
+def merged_tensors(adapter: Tensors, base: BaseDelta) -> tuple[dict[str, Tensor], dict[str, int]]:
     """The whole change of the weights, base + B A, as an adapter that PEFT loads: its tensors and each module's rank.
 
     A change that has run through many rounds has full rank, so one factor is the change itself and the other the
     identity: exact, and as large as the layers themselves (`adapter_config` takes the ranks).
     """
     tensors, ranks = {}, {}
-    for name, pair in factors.items():
+    for name, pair in lora_view.pairs_of(adapter).items():
         whole = pair.B @ pair.A
         if name in base:
             whole += base[name]
@@ -200,22 +204,24 @@ def merged_tensors(factors: Factors, base: Base) -> tuple[dict[str, Tensor], dic
     return tensors, ranks
 
 
-def factors_of_adapter(tensors: Mapping[str, Tensor]) -> dict[str, LoraPair]:
-    """The inverse of `adapter_tensors`.
+def tensors_of_adapter(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `adapter_tensors`, module by module, B before A.
 
     Raises:
         ModelError: a name is not one of a LoRA adapter, or a factor lacks its counterpart.
     """
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, factor = key.removeprefix(_PEFT_PREFIX).removesuffix(".weight").rpartition(".lora_")
-        if factor not in FACTORS:
+    found = {key.removeprefix(_PEFT_PREFIX): tensor for key, tensor in tensors.items()}
+    ordered: dict[str, Tensor] = {}
+    for key in tensors:
+        module, factor = lora_view.split(key.removeprefix(_PEFT_PREFIX))
+        if factor is None:
             raise ModelError(f"{key!r} is no tensor of a LoRA adapter: expected ....lora_A.weight or ....lora_B.weight")
-        found.setdefault(name, {})[factor] = tensor
-    for name, pair in found.items():
-        if len(pair) != 2:
-            raise ModelError(f"module {name} has only factor {next(iter(pair))}")
-    return {name: LoraPair(pair["B"], pair["A"]) for name, pair in found.items()}
+        for each in FACTORS:
+            name = lora_view.tensor_name(module, each)
+            if name not in found:
+                raise ModelError(f"module {module} has only factor {factor}")
+            ordered[name] = found[name]
+    return ordered
 
 
 def _adapt(model: Any, lora: Any, model_id: str, *, on_meta: bool) -> Any:
@@ -240,10 +246,10 @@ def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
             yield name.removeprefix(_PEFT_PREFIX), module
 
 
-def _module_shapes(model: Any) -> Iterator[ModuleShape]:
+def _modules(model: Any) -> Iterator[LoraModule]:
     for name, layer in _lora_layers(model):
         rank, in_features = layer.lora_A["default"].weight.shape
-        yield ModuleShape(name, layer.lora_B["default"].weight.shape[0], in_features, rank)
+        yield LoraModule(name, layer.lora_B["default"].weight.shape[0], in_features, rank)
 
 
 def _contiguous_head(model: Any) -> None:

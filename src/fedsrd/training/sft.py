@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedsrd import rng
-from fedsrd.core.factors import Base, Factor, Factors, LoraPair
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import Tensors
 from fedsrd.data.prompt import Encoded
 from fedsrd.training.batches import collate, draw, pack, packed_loss, response_loss
 from fedsrd.training.models import AdaptedModel
@@ -35,9 +36,9 @@ class SFTOptions:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a round of local training gives: the factors after it, and the mean loss a response token in nats."""
+    """What a round of local training gives: the tensors after it, and the mean loss a response token in nats."""
 
-    factors: dict[str, LoraPair]
+    tensors: Tensors
     loss: float
 
 
@@ -65,35 +66,23 @@ class LocalTrainer:
         order = draw(self.count, wanted, (round_number - 1) * wanted, self.seed, self.client)
         return [self.examples[place] for place in order]
 
-    def train(
-        self,
-        start: Factors,
-        round_number: int,
-        trained: Sequence[Factor],
-        on_step: OnStep,
-        *,
-        base: Base | None = None,
-        proximal: float = 0.0,
-    ) -> Trained:
-        """Trains from `start` for one round. The result follows from the arguments, the examples and the seed alone.
+    def train(self, plan: LocalPlan, round_number: int, on_step: OnStep) -> Trained:
+        """Trains by a plan for one round. The result follows from the arguments, the examples and the seed alone.
 
-        A loss that is no longer finite ends the round early: the factors come back as they are, and the caller must not
+        A loss that is no longer finite ends the round early: the tensors come back as they are, and the caller must not
         send them.
 
         Args:
-            start: the global factors.
+            plan: what trains, from where and how. The loss that is told is without its proximal term.
             round_number: from 1; decides which examples come.
-            trained: the factors that train.
             on_step: called after each optimizer step with its number (from 1) and loss.
-            base: change of the frozen weights.
-            proximal: mu of mu/2 ||theta - theta_start||^2, added to the loss (FedProx, arXiv 1812.06127); the loss
-                that is told is without it.
         """
         options, model = self.options, self.adapted.model
-        self.adapted.set_factors(start, base)
-        parameters = self.adapted.parameters(trained)
+        self.adapted.set_tensors(plan.start, plan.base_delta)
+        named = self.adapted.parameters(plan.trained)
+        parameters = list(named.values())
         optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-        anchors = [parameter.detach().clone() for parameter in parameters] if proximal else []
+        anchors = [parameter.detach().clone() for parameter in parameters] if plan.proximal else []
         each = options.batch_size * options.accumulation
         examples = self.examples_of(round_number, each * options.steps)
         pad = self.adapted.tokenizer.pad_token_id
@@ -113,10 +102,12 @@ class LocalTrainer:
                     part = self._loss(micro, pad) / tokens
                     part.backward()  # type: ignore[no-untyped-call, unused-ignore]
                     loss += part.item()
+                if plan.gradient_hook is not None:
+                    plan.gradient_hook({name: p.grad for name, p in named.items() if p.grad is not None})
                 for parameter, anchor in zip(parameters, anchors, strict=False):
                     # The gradient of the proximal term, exactly.
                     if parameter.grad is not None:
-                        parameter.grad.add_(parameter.detach() - anchor, alpha=proximal)
+                        parameter.grad.add_(parameter.detach() - anchor, alpha=plan.proximal)
                 torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -124,7 +115,7 @@ class LocalTrainer:
                 on_step(step + 1, loss)
                 if not math.isfinite(loss):
                     break
-        return Trained(self.adapted.factors(), total / options.steps)
+        return Trained(self.adapted.tensors(), total / options.steps)
 
     def _loss(self, examples: Sequence[Encoded], pad: int) -> torch.Tensor:
         model, device = self.adapted.model, self.adapted.device

@@ -1,21 +1,23 @@
-"""Bytes: everything that crosses between client and server. Knows shapes, knows no method. See docs/wire-format.md."""
+"""Bytes: everything that crosses between client and server. Knows named tensors, knows no method. See docs/wire-format.md."""
 
-from fedsrd.wire.coding import Coding
 from fedsrd.wire.envelope import FORMAT_VERSION, Header, Kind, decode_start, encode_start, read_header
-from fedsrd.wire.payload import Decoded, Travels, decode, decode_delta, encode_delta, is_finite
+from fedsrd.wire.options import WireOptions
+from fedsrd.wire.payload import Decoded, Quantised, Travels, decode, decode_delta, encode_delta, is_finite, quantise
 
 __all__ = [
     "FORMAT_VERSION",
-    "Coding",
     "Decoded",
     "Header",
     "Kind",
+    "Quantised",
     "Travels",
+    "WireOptions",
     "decode",
     "decode_delta",
     "decode_start",
     "encode_delta",
     "encode_start",
     "is_finite",
+    "quantise",
     "read_header",
 ]

@@ -5,13 +5,13 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
-from fedsrd.core.factors import ShapeTable
+from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import PayloadError
 from fedsrd.wire.reader import Reader
 
 MAGIC = b"FSRD"
-FORMAT_VERSION = 2
-"""Version 1 was used before the first release; no reader of it is kept."""
+FORMAT_VERSION = 3
+"""Versions 1 and 2 were used before the first release; no reader of them is kept."""
 
 _HEADER = struct.Struct("<4sBBBBB3sIII16s")
 _CHECKSUM = 16
@@ -39,7 +39,7 @@ class Header:
         block: elements of a matrix under one scale, 0 for types without scales.
         round: the round that the delta belongs to.
         version: the version of the global state that it applies to.
-        table_digest: which shape table both ends must hold.
+        table_digest: which tensor table both ends must hold.
     """
 
     kind: Kind
@@ -68,7 +68,7 @@ def seal(header: Header, body: bytes) -> bytes:
 
 
 def read_header(payload: bytes) -> Header:
-    """The header alone, with the checksum verified, for who does not hold the shape table.
+    """The header alone, with the checksum verified, for who does not hold the tensor table.
 
     Raises:
         PayloadError: it is no payload, damaged, or of a format version that this reader does not know.
@@ -91,7 +91,7 @@ def read_header(payload: bytes) -> Header:
     return Header(Kind(kind), positions, values, *rest)
 
 
-def open_payload(payload: bytes, table: ShapeTable, *, tracing: bool = False) -> tuple[Header, Reader]:
+def open_payload(payload: bytes, table: TensorTable, *, tracing: bool = False) -> tuple[Header, Reader]:
     """The header and a reader of the body, when the payload is whole and for this table.
 
     Raises:
@@ -100,14 +100,14 @@ def open_payload(payload: bytes, table: ShapeTable, *, tracing: bool = False) ->
     header = read_header(payload)
     if header.table_digest != table.digest:
         raise PayloadError(
-            f"shape table {header.table_digest.hex()}: expected {table.digest.hex()}; "
+            f"tensor table {header.table_digest.hex()}: expected {table.digest.hex()}; "
             "the sender adapts another model, other modules or another rank"
         )
     return header, Reader(memoryview(payload)[HEADER_SIZE:-_CHECKSUM], HEADER_SIZE, tracing=tracing)
 
 
-def encode_start(seed: int, table: ShapeTable) -> bytes:
-    """The common start as bytes: both ends expand it with `core.factors.initial_factors`. 64 bytes.
+def encode_start(seed: int, table: TensorTable) -> bytes:
+    """The common start as bytes: both ends expand it with `core.tensors.initial_tensors`. 64 bytes.
 
     Raises:
         ValueError: the seed is negative or needs more than 64 bits.
@@ -117,7 +117,7 @@ def encode_start(seed: int, table: ShapeTable) -> bytes:
     return seal(Header(Kind.START, 0, 0, 0, 0, 0, table.digest), struct.pack("<Q", seed))
 
 
-def decode_start(payload: bytes, table: ShapeTable) -> int:
+def decode_start(payload: bytes, table: TensorTable) -> int:
     """The seed of a start payload.
 
     Raises:

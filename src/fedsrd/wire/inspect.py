@@ -1,26 +1,26 @@
-"""What a payload holds, for people: header, and with the shape table what travels, how, and how near to the entropy."""
+"""What a payload holds, for people: header, and with the tensor table what travels, how, and how near to the entropy."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from fedsrd.core.factors import ShapeTable
+from fedsrd.core.tensors import TensorTable
 from fedsrd.wire.envelope import FORMAT_VERSION, Kind, decode_start, read_header
 from fedsrd.wire.payload import Travels, decode
-from fedsrd.wire.positions import CODINGS, bernoulli_bits
+from fedsrd.wire.positions import CODECS, bernoulli_bits
 from fedsrd.wire.values import TYPES
 
 
-def inspect_payload(payload: bytes, table: ShapeTable | None = None) -> dict[str, Any]:
-    """Header fields of a payload; with its shape table also what it carries, in all and of each slot.
+def inspect_payload(payload: bytes, table: TensorTable | None = None) -> dict[str, Any]:
+    """Header fields of a payload; with its shape table also what it carries, in all and of each tensor.
 
     Args:
         payload: the bytes.
-        table: the shapes of the adapter that it belongs to, if known.
+        table: the tensors of the adapter that it belongs to, if known.
 
     Returns:
         JSON-ready fields. Of sections: `bytes`, and `entropy_bytes`, what their model could not go below (the classes'
         coin tosses for positions, each symbol on its own for values). `bits_per_element` counts every element of the
-        slots that travel, `bits_per_value` what travels. `bernoulli_bytes` is the entropy of the listed positions if
+        tensors that travel, `bits_per_value` what travels. `bernoulli_bytes` is the entropy of the listed positions if
         all elements were equally likely.
 
     Raises:
@@ -32,14 +32,14 @@ def inspect_payload(payload: bytes, table: ShapeTable | None = None) -> dict[str
         "format_version": FORMAT_VERSION,
         "bytes": len(payload),
         "checksum": "ok",
-        "shape_table": header.table_digest.hex(),
+        "tensor_table": header.table_digest.hex(),
     }
     if header.kind is Kind.START:
         return found if table is None else {**found, "seed": decode_start(payload, table)}
     found |= {
         "round": header.round,
         "applies_to_version": header.version,
-        "positions": _name(CODINGS, header.positions),
+        "positions": _name(CODECS, header.positions),
         "values": _name(TYPES, header.values),
         "block": header.block,
     }
@@ -50,9 +50,9 @@ def inspect_payload(payload: bytes, table: ShapeTable | None = None) -> dict[str
     ways = [how.name.lower() for how in travels.values() if how is not Travels.NOT]
     count = sum(sparse.count for sparse in delta.values())
     elements = sum(sparse.elements for sparse in delta.values())
-    listed = [sparse for slot, sparse in delta.items() if travels[slot] is Travels.LISTED]
+    listed = [sparse for name, sparse in delta.items() if travels[name] is Travels.LISTED]
     return found | {
-        "slots_that_travel": f"{len(ways)} of {len(travels)}",
+        "tensors_that_travel": f"{len(ways)} of {len(travels)}",
         "travelling": {way: ways.count(way) for way in sorted(set(ways))},
         "values_that_travel": count,
         "density": count / elements if elements else 0.0,
@@ -60,12 +60,9 @@ def inspect_payload(payload: bytes, table: ShapeTable | None = None) -> dict[str
         "bits_per_value": 8 * len(payload) / count if count else 0.0,
         "bernoulli_bytes": bernoulli_bits(sum(s.count for s in listed), sum(s.elements for s in listed)) / 8,
         "sections": _sections(decoded.sections, elements),
-        "slots": {
-            f"{slot.module}.{slot.factor}": {
-                "travels": travels[slot].name.lower(),
-                "density": sparse.count / sparse.elements,
-            }
-            for slot, sparse in delta.items()
+        "tensors": {
+            name: {"travels": travels[name].name.lower(), "density": sparse.count / sparse.elements}
+            for name, sparse in delta.items()
         },
     }
 

@@ -1,7 +1,7 @@
-"""Codings of positions: which elements of which matrices a payload carries.
+"""Codecs of positions: which elements of which matrices a payload carries.
 
-A coding writes the positions of all listed matrices of a payload at once and reads them back. New codings get a new
-number in `CODINGS` and nothing else changes.
+A codec writes the positions of all listed matrices of a payload at once and reads them back. New codecs get a new
+number in `CODECS` and nothing else changes.
 
 Importance pruning does not spread evenly: whether an element survives depends on the norm of the vector that it
 multiplies, which is the rank component's. So "gaps" sorts the rank components of all matrices into classes of similar
@@ -36,7 +36,9 @@ _ESCAPE = GAP_SYMBOLS - 1
 
 
 class Matrix(NamedTuple):
-    """What both ends know of a listed matrix; `by_row` where its rows are the rank components (A), not its columns."""
+    """What both ends know of a listed tensor, seen as a matrix; `by_row` where its rows are the components, such as LoRA
+    A's rank components, and not its columns.
+    """
 
     name: str
     rows: int
@@ -56,7 +58,7 @@ class Matrix(NamedTuple):
         return self.columns if self.by_row else self.rows
 
 
-class Coding(NamedTuple):
+class PositionCodec(NamedTuple):
     """One way to write positions; `name` is what `fedsrd inspect` shows."""
 
     name: str
@@ -233,7 +235,7 @@ def _merged(parts: Sequence[Array]) -> Positions:
 
 
 BITMAP, GAPS = 1, 2
-CODINGS: dict[int, Coding] = {
-    BITMAP: Coding("bitmap", encode_bitmap, decode_bitmap),
-    GAPS: Coding("gaps", encode_gaps, decode_gaps),
+CODECS: dict[int, PositionCodec] = {
+    BITMAP: PositionCodec("bitmap", encode_bitmap, decode_bitmap),
+    GAPS: PositionCodec("gaps", encode_gaps, decode_gaps),
 }

@@ -41,7 +41,7 @@ class Quantised:
     scales: Array
 
 
-class ValueCoding(Protocol):
+class ValueCodec(Protocol):
     """One number type."""
 
     @property
@@ -57,6 +57,9 @@ class ValueCoding(Protocol):
 
     def kept(self, quantised: Quantised) -> Array:
         """(count,) bool: False where a value became zero."""
+
+    def dequantise(self, quantised: Quantised, place: Place, block: int) -> Values:
+        """The values as a reader will have them: (count,) float32, new."""
 
     def pack(self, parts: Sequence[Quantised], *, raw: bool = False) -> bytes:
         """The values of all matrices as one section; `raw` leaves floats as they are."""
@@ -88,6 +91,10 @@ class Float:
         """Both zeros count as zero."""
         kept: Array = (quantised.numbers << quantised.numbers.dtype.type(1)) != 0
         return kept
+
+    def dequantise(self, quantised: Quantised, place: Place, block: int) -> Values:
+        """Exactly what the words say."""
+        return self.floats(quantised.numbers).astype(np.float32)
 
     def pack(self, parts: Sequence[Quantised], *, raw: bool = False) -> bytes:
         """As `pack_words`."""
@@ -214,6 +221,12 @@ class Integer:
         kept: Array = quantised.numbers != 0
         return kept
 
+    def dequantise(self, quantised: Quantised, place: Place, block: int) -> Values:
+        """Level times scale, one exact float32 product a value."""
+        scales = BFLOAT16.floats(quantised.scales)
+        product: Values = quantised.numbers.astype(np.float32) * scales[_blocks(place, block)]
+        return product
+
     def pack(self, parts: Sequence[Quantised], *, raw: bool = False) -> bytes:
         """All scales as bfloat16 (as `Float.pack_words`), then all levels plus `levels`, histogram-coded."""
         levels = [(part.numbers + np.int16(self.levels)).astype(np.uint8) for part in parts]
@@ -222,7 +235,8 @@ class Integer:
     def unpack(self, reader: Reader, places: Sequence[Place], block: int) -> list[Values]:
         """Level times scale, one exact float32 product a value."""
         blocks = [-(-place.elements // block) for place in places]
-        scales = BFLOAT16.floats(BFLOAT16.unpack_words(reader, sum(blocks), "scales"))
+        words = BFLOAT16.unpack_words(reader, sum(blocks), "scales")
+        scales = BFLOAT16.floats(words)
         with np.errstate(over="ignore", invalid="ignore"):
             largest = scales * np.float32(self.levels)
         if not _finite(largest) or np.signbit(scales).any():
@@ -232,8 +246,9 @@ class Integer:
             raise PayloadError(f"values: level {symbols.max()} of {2 * self.levels + 1}")
         found, first, start = [], 0, 0
         for place, number in zip(places, blocks, strict=True):
-            levels = symbols[start : start + place.count].astype(np.float32) - np.float32(self.levels)
-            found.append(levels * scales[first : first + number][_blocks(place, block)])
+            levels = symbols[start : start + place.count].astype(np.int16) - np.int16(self.levels)
+            own = Quantised(levels, words[first : first + number])
+            found.append(self.dequantise(own, place, block))
             first, start = first + number, start + place.count
         return found
 
@@ -256,7 +271,7 @@ def _finite(values: Values) -> bool:
 
 
 BFLOAT16 = Float("bfloat16", 16)
-TYPES: dict[int, ValueCoding] = {
+TYPES: dict[int, ValueCodec] = {
     1: Float("float32", 32),
     2: BFLOAT16,
     3: Float("float16", 16),

@@ -9,7 +9,7 @@ PositionCoding = Literal["auto", "bitmap", "gaps"]
 Exponents = Literal["auto", "raw"]
 
 
-class Coding(BaseModel):
+class WireOptions(BaseModel):
     """How one direction's payloads are written; the keys of a recipe's [wire.uplink] and [wire.downlink].
 
     Attributes:

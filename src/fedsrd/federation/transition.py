@@ -1,0 +1,268 @@
+"""The one way from a version of the global state to the next, for server, clients, library and Flower alike.
+
+`close` makes a broadcast of the clients' contributions, `advance` moves a state by a broadcast; the server moves its own
+state by the bytes that it sends, so that all hold the same bits whatever the number type rounds. Both are pure: on an
+error nothing has changed.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from fedsrd import rng, wire
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, TensorTable, aligned, initial_tensors
+from fedsrd.errors import FederationError, PayloadError
+from fedsrd.methods import (
+    ClientContext,
+    Contribution,
+    Method,
+    MethodState,
+    RoundContext,
+    ServerContext,
+    ServerOptimizer,
+    capabilities,
+)
+
+
+_Update = Callable[[ServerContext], tuple[Delta, MethodState]]
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """What server and clients agree on before anything travels.
+
+    Attributes:
+        method: the federated method, with its options.
+        table: the model's trained tensors.
+        seed: of whatever is drawn.
+        uplink: how updates are written.
+        downlink: how broadcasts are written.
+        optimizer: the server's; None: the method's own, or none.
+    """
+
+    method: Method
+    table: TensorTable
+    seed: int
+    uplink: wire.WireOptions = field(default_factory=wire.WireOptions)
+    downlink: wire.WireOptions = field(default_factory=wire.WireOptions)
+    optimizer: ServerOptimizer | None = None
+
+    @cached_property
+    def state_table(self) -> TensorTable:
+        """The tensors that server and clients hold alike."""
+        return self.method.state_table(self.table)
+
+    @cached_property
+    def uplink_table(self) -> TensorTable:
+        """The tensors of an update."""
+        return self.method.uplink_table(self.state_table)
+
+    def downlink_table(self, clients: int) -> TensorTable:
+        """The tensors of a broadcast that aggregates so many updates."""
+        return self.method.downlink_table(self.state_table, clients)
+
+    def start(self) -> GlobalState:
+        """Version 0 as the seed says it."""
+        return GlobalState(initial_tensors(self.state_table, self.seed))
+
+
+class Codec:
+    """One direction's number type in the hands of a method: what it is told will arrive is what is sent."""
+
+    def __init__(self, table: TensorTable, options: wire.WireOptions, seed: int) -> None:
+        self._table = table
+        self._options = options
+        self._seed = seed
+        self._last: tuple[Delta, wire.Quantised] | None = None
+
+    def received(self, delta: Delta) -> Delta:
+        """What the receiver will decode. Raises ValueError as `wire.quantise`."""
+        return self._quantised(delta).delta()
+
+    def payload(self, delta: Delta, kind: wire.Kind, round_number: int, version: int) -> bytes:
+        """The bytes. Raises ValueError as `wire.quantise`."""
+        return self._quantised(delta).payload(kind, round_number, version)
+
+    def _quantised(self, delta: Delta) -> wire.Quantised:
+        # A method that asks what will arrive sends the same delta afterwards: its numbers are not rounded twice.
+        if self._last is None or self._last[0] is not delta:
+            self._last = (delta, wire.quantise(delta, self._table, self._options, self._seed))
+        return self._last[1]
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A closed round.
+
+    Attributes:
+        payload: the broadcast.
+        sent: what is in it, as every receiver decodes it.
+        state: the next global state.
+        memory: what the method keeps at the server.
+        seconds: "server", the aggregation, and "broadcast", its coding and application.
+    """
+
+    payload: bytes
+    sent: Delta
+    state: GlobalState
+    memory: MethodState
+    seconds: Mapping[str, float]
+
+
+def client_context(
+    config: FederationConfig, round_number: int, client: str, rank: int | None, memory: MethodState
+) -> tuple[ClientContext, Codec]:
+    """Where a client stands in a round, and the codec of its update. Every client rounds on a stream of its own."""
+    codec = Codec(config.uplink_table, config.uplink, rng.integer(config.seed, "rounding", round_number, client))
+    return ClientContext(round_number, config.seed, client, rank, laid(memory), codec.received), codec
+
+
+def update(
+    config: FederationConfig, plan: LocalPlan, after: Tensors, context: ClientContext
+) -> tuple[Delta, MethodState]:
+    """What a client sends after local training, and what it keeps if that counts; `context`'s codec makes it bytes.
+
+    Args:
+        config: the federation's.
+        plan: the method's, by which training has run.
+        after: the tensors after training, all finite.
+        context: of `client_context`.
+
+    Raises:
+        ValueError: no update can be made of the training's result.
+    """
+    placed = {name: aligned(after[name]) for name in plan.start}
+    return config.method.client_update(plan, placed, context)
+
+
+def read_update(config: FederationConfig, state: GlobalState, payload: bytes) -> Delta:
+    """The delta of an uplink that builds on this state.
+
+    Raises:
+        PayloadError: it is damaged, for another adapter, or of another round or version.
+    """
+    header, delta = wire.decode_delta(payload, config.uplink_table)
+    expected = (wire.Kind.UPLINK, state.version + 1, state.version)
+    if (header.kind, header.round, header.version) != expected:
+        raise PayloadError(
+            f"a {header.kind.name.lower()} of round {header.round} for version {header.version}: "
+            f"expected an uplink of round {state.version + 1} for version {state.version}"
+        )
+    return delta
+
+
+def close(
+    config: FederationConfig,
+    state: GlobalState,
+    contributions: Sequence[Contribution],
+    memory: MethodState,
+    clients: int,
+) -> Closed:
+    """Closes a round: contributions in, broadcast and next state out.
+
+    Args:
+        config: the federation's.
+        state: what the contributions build on.
+        contributions: at least one, in an order that does not depend on who came first: a sum depends on its order.
+        memory: what the method kept at the server of the last round.
+        clients: how many the federation has in all.
+
+    Raises:
+        FederationError: the aggregate is not finite, or cannot be sent in the number type. Nothing has changed.
+    """
+    contributions = [_laid(one) for one in contributions]
+    count = len(contributions)
+    return _close(
+        config, state, memory, clients, count, lambda context: config.method.server_update(state, contributions, context)
+    )
+
+
+def close_sum(
+    config: FederationConfig, state: GlobalState, total: Delta, count: int, memory: MethodState, clients: int
+) -> Closed:
+    """As `close`, from the sum of `count` clients' weighted updates alone, for methods that are linear.
+
+    Raises:
+        FederationError: as `close`.
+        RecipeError: the method needs single updates.
+    """
+    capabilities.check(config.method, capabilities.SUM_ONLY)
+    return _close(
+        config, state, memory, clients, count, lambda context: config.method.sum_update(state, total, context)
+    )
+
+
+def advance(config: FederationConfig, state: GlobalState, payload: bytes, clients: int) -> GlobalState:
+    """The state that a broadcast leads to.
+
+    Args:
+        config: the federation's.
+        state: the version before.
+        payload: a downlink for it.
+        clients: how many updates it aggregates: some methods' shapes follow from that.
+
+    Raises:
+        PayloadError: it is damaged, for another adapter, or for another version.
+    """
+    return _applied(config, state, read_broadcast(config, state, payload, clients))
+
+
+def read_broadcast(config: FederationConfig, state: GlobalState, payload: bytes, clients: int) -> Delta:
+    """The delta of a downlink that builds on this state. Raises PayloadError as `advance`."""
+    header, delta = wire.decode_delta(payload, config.downlink_table(clients))
+    number = state.version + 1
+    if (header.kind, header.version, header.round) != (wire.Kind.DOWNLINK, state.version, number):
+        raise PayloadError(
+            f"a {header.kind.name.lower()} of round {header.round} for version {header.version}: "
+            f"expected a downlink of round {number} for version {state.version}"
+        )
+    return delta
+
+
+def laid(memory: MethodState) -> dict[str, torch.Tensor]:
+    """A method's state, every tensor at an address like any other's (`core.tensors.aligned`)."""
+    return {name: aligned(tensor) for name, tensor in memory.items()}
+
+
+def _close(
+    config: FederationConfig, state: GlobalState, memory: MethodState, clients: int, count: int, update: _Update
+) -> Closed:
+    number = state.version + 1
+    began = time.perf_counter()
+    codec = Codec(config.downlink_table(count), config.downlink, rng.integer(config.seed, "rounding", number))
+    context = ServerContext(number, config.seed, clients, laid(memory), codec.received, config.optimizer)
+    try:
+        made, kept = update(context)
+    except ValueError as error:
+        raise FederationError(f"round {number}: no broadcast can be made: {error}; state kept") from None
+    if not wire.is_finite(made):
+        raise FederationError(f"round {number}: the aggregate has NaN or infinite values; state kept")
+    aggregated = time.perf_counter()
+    try:
+        payload = codec.payload(made, wire.Kind.DOWNLINK, number, state.version)
+    except ValueError as error:
+        raise FederationError(f"round {number}: the broadcast cannot be sent: {error}; state kept") from None
+    # The state moves by what travels, as the clients will read it.
+    sent = read_broadcast(config, state, payload, count)
+    following = _applied(config, state, sent)
+    seconds = {"server": aggregated - began, "broadcast": time.perf_counter() - aggregated}
+    return Closed(payload, sent, following, kept, seconds)
+
+
+def _applied(config: FederationConfig, state: GlobalState, delta: Delta) -> GlobalState:
+    return config.method.apply(state, delta, RoundContext(state.version + 1, config.seed))
+
+
+def _laid(contribution: Contribution) -> Contribution:
+    # Updates that lie on the disk are placed when they are read.
+    if not isinstance(contribution.delta, dict):
+        return contribution
+    delta = {
+        name: SparseTensor(sparse.shape, sparse.positions, aligned(sparse.values), sparse.draw)
+        for name, sparse in contribution.delta.items()
+    }
+    return Contribution(contribution.client, delta, contribution.weight, contribution.rank)
