@@ -15,6 +15,7 @@ from fedsrd import recipe as recipes
 from fedsrd.errors import RecipeError
 from fedsrd.federation.driver import Driver
 from fedsrd.federation.records import Record
+from fedsrd.federation.resume import restore
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.runfolder import RunFolder
 from fedsrd.federation.session import EMBEDDED, Assets, Session
@@ -108,7 +109,7 @@ def _serve(
     method = method_of(recipe.method)
     server = server_of(recipe, table, method)
     session = _judge(recipe, prepared, watch, method)
-    restored = folder.restore()
+    restored = restore(folder)
     federation = restored[0].federation if restored else secrets.token_hex(8)
 
     def quality() -> dict[str, Any]:
