@@ -17,7 +17,9 @@ import errno
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from fedsrd.errors import FederationError, RecipeError, RunFolderError
 from fedsrd.files import plain, write_atomically
@@ -25,11 +27,6 @@ from fedsrd.recipe import Recipe, load
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, two runs in one folder are the user's to avoid
-    fcntl = None  # type: ignore[assignment]
 
 Record = dict[str, Any]
 
@@ -43,19 +40,17 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[bytes] | None = None
+        self._lock = FileLock(path / ".lock", thread_local=False)
 
     def try_lock(self) -> bool:
-        """Claims the folder for this process until `unlock` or its end; False where another process has it."""
+        """Claims the folder for this process until `unlock` or its end, however it ends; False where another process
+        has it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        handle = (self.path / ".lock").open("ab")
         try:
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
+            self._lock.acquire(blocking=False)
+        except Timeout:
             return False
-        self._lock = handle
         return True
 
     @contextlib.contextmanager
@@ -65,7 +60,7 @@ class RunFolder:
         Raises:
             RunFolderError: another process has it.
         """
-        held = self._lock is not None
+        held = self._lock.is_locked
         if not held and not self.try_lock():
             raise RunFolderError(f"{self.path}: another process is running in this folder; wait for it, or stop it")
         try:
@@ -76,9 +71,7 @@ class RunFolder:
 
     def unlock(self) -> None:
         """Gives the folder up."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     @property
     def complete(self) -> bool:
