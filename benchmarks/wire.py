@@ -22,7 +22,7 @@ from shapes import LLAMA_3B, dense, downlink, uplink
 
 from fedsrd.core.factors import Delta
 from fedsrd.federation.resume import shape_table
-from fedsrd.federation.runfolder import RunFolder
+from fedsrd.runs.folder import RunFolder
 from fedsrd.wire import Coding, Kind, decode_delta, encode_delta
 from fedsrd.wire.inspect import inspect_payload
 from fedsrd.wire.positions import bernoulli_bits

@@ -19,8 +19,8 @@ from fedsrd.core.factors import digest
 from fedsrd.errors import DataError, FederationError, FedSRDError, ModelError, RunFolderError
 from fedsrd.federation import local, session, setup
 from fedsrd.federation.resume import restore
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.files import write_atomically
+from fedsrd.runs.folder import RunFolder
 
 
 class Quiet:
@@ -150,7 +150,7 @@ def _wait_for_rounds(process, out, wanted):
 @pytest.mark.parametrize("stop_after", ["rounds.jsonl", "global.safetensors", "adapter_model.safetensors"])
 @pytest.mark.parametrize("which", [1, 3])
 def test_a_crash_between_any_two_files_loses_nothing(tiny_recipe, tmp_path, monkeypatch, stop_after, which):
-    from fedsrd.federation import runfolder
+    from fedsrd.runs import folder as runfolder
 
     run(tiny_recipe, tmp_path / "calm")
     seen = 0
@@ -219,7 +219,7 @@ def test_a_damaged_state_is_refused_not_guessed(tiny_recipe, tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_complete_round(tiny_recipe, tmp_path, monkeypatch):
-    from fedsrd.federation import runfolder
+    from fedsrd.runs import folder as runfolder
 
     writes = 0
 

@@ -11,8 +11,8 @@ from fedsrd.core.factors import ModuleShape, ShapeTable, Slot, digest, initial_f
 from fedsrd.errors import FederationError, RecipeError
 from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.resume import restore
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.methods import ClientStep, ServerStep, Step
+from fedsrd.runs.folder import RunFolder
 from fedsrd.training.models import adapter_tensors
 from fedsrd.wire.payload import Kind, decode_delta, encode_delta, is_finite
 

@@ -44,8 +44,8 @@ def inspect(
     from rich.console import Console
 
     from fedsrd.federation.resume import shape_table
-    from fedsrd.federation.runfolder import RunFolder
     from fedsrd.report.payload import payload_tables
+    from fedsrd.runs.folder import RunFolder
     from fedsrd.wire.inspect import inspect_payload
 
     try:

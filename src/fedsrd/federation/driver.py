@@ -9,15 +9,15 @@ import torch
 
 from fedsrd import methods
 from fedsrd.core.factors import ShapeTable
-from fedsrd.federation.card import card
 from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.records import Record, round_record, start_record, summarise
 from fedsrd.federation.rounds import Rounds
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Observer
 from fedsrd.federation.setup import environment
 from fedsrd.recipe import Recipe
+from fedsrd.runs.card import card
+from fedsrd.runs.folder import RunFolder
 
 Memories = Mapping[str, Mapping[str, torch.Tensor]]
 

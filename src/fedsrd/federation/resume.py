@@ -2,7 +2,7 @@
 
 from fedsrd.core.factors import ShapeTable
 from fedsrd.federation.checkpoint import Checkpoint
-from fedsrd.federation.runfolder import Record, RunFolder
+from fedsrd.runs.folder import Record, RunFolder
 
 
 def restore(folder: RunFolder) -> tuple[Checkpoint, list[Record]] | None:

@@ -17,7 +17,6 @@ from fedsrd.federation.driver import Driver
 from fedsrd.federation.records import Record
 from fedsrd.federation.resume import restore
 from fedsrd.federation.rounds import Rounds
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.federation.session import EMBEDDED, Assets, Session
 from fedsrd.federation.setup import Prepared, check, method_of, server_of
 from fedsrd.flower.engine import FlowerEngine
@@ -29,6 +28,7 @@ from fedsrd.report import terminal
 from fedsrd.report.board import Board
 from fedsrd.report.evaluation import closing_tables
 from fedsrd.report.page.write import report
+from fedsrd.runs.folder import RunFolder
 
 WIDTH = 100
 """Columns, where the output is no terminal but Flower's log."""
