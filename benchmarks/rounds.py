@@ -15,7 +15,7 @@ from fedsrd.data import catalog
 from fedsrd.data.prompt import Encoded, encode
 from fedsrd.federation import local, setup
 from fedsrd.federation.records import Record
-from fedsrd.federation.runfolder import RunFolder
+from fedsrd.runs.folder import RunFolder
 from fedsrd.training.loading import BaseOptions
 from fedsrd.training.models import AdaptedModel, lora_config
 from fedsrd.training.sft import LocalTrainer, SFTOptions

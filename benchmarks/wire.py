@@ -21,7 +21,8 @@ import torch
 from shapes import LLAMA_3B, dense, downlink, uplink
 
 from fedsrd.core.factors import Delta
-from fedsrd.federation.runfolder import RunFolder
+from fedsrd.federation.resume import shape_table
+from fedsrd.runs.folder import RunFolder
 from fedsrd.wire import Coding, Kind, decode_delta, encode_delta
 from fedsrd.wire.inspect import inspect_payload
 from fedsrd.wire.positions import bernoulli_bits
@@ -100,7 +101,7 @@ def position_bytes(info: dict[str, Any]) -> int:
 
 def real(run: Path) -> dict[str, Any]:
     """Uplinks of a run, decoded and coded anew: positions against plain Bernoulli entropy, bytes by number type."""
-    table = RunFolder(run).shape_table()
+    table = shape_table(RunFolder(run))
     rows = []
     for file in sorted((run / "payloads").glob("*/*.up")):
         header, delta = decode_delta(file.read_bytes(), table)

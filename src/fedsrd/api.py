@@ -34,11 +34,11 @@ from fedsrd import methods, rng, wire
 from fedsrd import recipe as recipes
 from fedsrd.core.factors import Delta, LoraPair, ShapeTable, slots
 from fedsrd.errors import PayloadError, RunFolderError
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.federation.setup import method_of
 from fedsrd.methods import ClientStep, Method, ServerStep
 from fedsrd.methods.method import Step
 from fedsrd.recipe import Recipe
+from fedsrd.runs.folder import RunFolder
 from fedsrd.training.models import adapter_tensors, factors_of_adapter
 
 if TYPE_CHECKING:

@@ -47,3 +47,8 @@ def plain(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
         found[name] = whole.clone() if pointer in seen else whole
         seen.add(pointer)
     return found
+
+
+def looks_local(name: str) -> bool:
+    """Whether the name of a model or data set can only be a place on a disk, and no hub's id."""
+    return name.startswith((".", "~", os.sep)) or name.count("/") > 1

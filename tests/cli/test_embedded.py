@@ -9,7 +9,7 @@ from watching import Watch
 from fedsrd import recipe as recipes
 from fedsrd.data.prompt import format_prompt
 from fedsrd.federation import local, setup
-from fedsrd.federation.runfolder import RunFolder
+from fedsrd.runs.folder import RunFolder
 
 SHORT = [
     "rounds=1",

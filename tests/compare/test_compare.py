@@ -17,8 +17,8 @@ import tomli_w
 from fedsrd.compare import plan
 from fedsrd.compare import run as comparing
 from fedsrd.errors import RecipeError, RunFolderError
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.report import outcome
+from fedsrd.runs.folder import RunFolder
 
 
 class Quiet:

@@ -24,7 +24,7 @@ from fedsrd import recipe as recipes
 from fedsrd.cli import app
 from fedsrd.compare import plan
 from fedsrd.federation import local, setup
-from fedsrd.federation.runfolder import RunFolder
+from fedsrd.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "deploy.md")]

@@ -13,7 +13,7 @@ from fedsrd.evaluation import evaluate, harness, local_files, subjects, suites
 from fedsrd.evaluation.answers import Answers, in_chunks
 from fedsrd.evaluation.lending import Lending
 from fedsrd.federation import local, setup
-from fedsrd.federation.runfolder import RunFolder
+from fedsrd.runs.folder import RunFolder
 
 
 class Quiet:

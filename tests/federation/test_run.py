@@ -18,8 +18,9 @@ from fedsrd import recipe as recipes
 from fedsrd.core.factors import digest
 from fedsrd.errors import DataError, FederationError, FedSRDError, ModelError, RunFolderError
 from fedsrd.federation import local, session, setup
-from fedsrd.federation.runfolder import RunFolder
+from fedsrd.federation.resume import restore
 from fedsrd.files import write_atomically
+from fedsrd.runs.folder import RunFolder
 
 
 class Quiet:
@@ -87,7 +88,7 @@ def test_the_adapter_is_the_last_state_and_peft_loads_merges_and_generates(tiny_
     model = PeftModel.from_pretrained(base, out / "adapter")
     model.eval()
     ids = torch.tensor([[5, 6, 7, 8]])
-    checkpoint, _ = RunFolder(out).restore()
+    checkpoint, _ = restore(RunFolder(out))
     factors = checkpoint.factors
     assert (checkpoint.version, digest(factors)) == (3, summary["digest"])
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
@@ -149,7 +150,7 @@ def _wait_for_rounds(process, out, wanted):
 @pytest.mark.parametrize("stop_after", ["rounds.jsonl", "global.safetensors", "adapter_model.safetensors"])
 @pytest.mark.parametrize("which", [1, 3])
 def test_a_crash_between_any_two_files_loses_nothing(tiny_recipe, tmp_path, monkeypatch, stop_after, which):
-    from fedsrd.federation import runfolder
+    from fedsrd.runs import folder as runfolder
 
     run(tiny_recipe, tmp_path / "calm")
     seen = 0
@@ -218,7 +219,7 @@ def test_a_damaged_state_is_refused_not_guessed(tiny_recipe, tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_complete_round(tiny_recipe, tmp_path, monkeypatch):
-    from fedsrd.federation import runfolder
+    from fedsrd.runs import folder as runfolder
 
     writes = 0
 
@@ -233,7 +234,7 @@ def test_a_full_disk_keeps_the_last_complete_round(tiny_recipe, tmp_path, monkey
         patch.setattr(runfolder, "write_atomically", full)
         with pytest.raises(FederationError, match="no space left on the disk.*--resume --out"):
             run(tiny_recipe, tmp_path / "run")
-    checkpoint, _ = RunFolder(tmp_path / "run").restore()
+    checkpoint, _ = restore(RunFolder(tmp_path / "run"))
     assert checkpoint.version == 1
     run(tiny_recipe, tmp_path / "run", resume=True)
     run(tiny_recipe, tmp_path / "calm")
@@ -302,7 +303,7 @@ def test_when_every_client_diverges_the_run_ends_with_the_state_kept(tiny_recipe
     assert "left is left out" in observer.warned[0]
     assert list(observer.records[1]["rejected"]) == ["left"]
     assert list(observer.records[1]["bytes_up"]) == ["right"]
-    checkpoint, _ = RunFolder(tmp_path / "run").restore()
+    checkpoint, _ = restore(RunFolder(tmp_path / "run"))
     assert checkpoint.version == 1
 
 

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from fedsrd import recipe as recipes
 from fedsrd.federation import local, setup
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.flower.client_app import app as client_app
 from fedsrd.flower.server import serve
+from fedsrd.runs.folder import RunFolder
 
 
 class Quiet:
@@ -204,7 +204,7 @@ def test_too_few_answers_repeat_the_round_and_then_end_the_run_with_the_state_ke
 @pytest.mark.parametrize("file", ["rounds.jsonl", "global.safetensors", "adapter_model.safetensors"])
 @pytest.mark.parametrize("which", [2, 3])
 def test_a_server_that_dies_between_any_two_files_goes_on(tiny_recipe, tmp_path, site, monkeypatch, file, which):
-    from fedsrd.federation import runfolder
+    from fedsrd.runs import folder as runfolder
 
     in_one_process(tiny_recipe, tmp_path / "calm")
     _, run, _ = site()

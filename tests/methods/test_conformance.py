@@ -10,8 +10,10 @@ from fedsrd import methods, wire
 from fedsrd.core.factors import ModuleShape, ShapeTable, Slot, digest, initial_factors
 from fedsrd.errors import FederationError, RecipeError
 from fedsrd.federation.checkpoint import Checkpoint
-from fedsrd.federation.runfolder import RunFolder
+from fedsrd.federation.resume import restore
 from fedsrd.methods import ClientStep, ServerStep, Step
+from fedsrd.runs.folder import RunFolder
+from fedsrd.training.models import adapter_tensors
 from fedsrd.wire.payload import Kind, decode_delta, encode_delta, is_finite
 
 EVERY = pytest.mark.parametrize("name", methods.names())
@@ -148,8 +150,10 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(name, tmp_path):
     server = broken.server
     memories = {client.name: client.memory for client in broken.clients}
     written = Checkpoint(server.factors, 2, server.base, server.memory, memories)
-    folder.commit(written, [{"round": 0}, {"round": 1}, {"round": 2}], server.model())
-    read, records = folder.restore()
+    folder.commit(
+        written.version, written.to_bytes(), [{"round": 0}, {"round": 1}, {"round": 2}], adapter_tensors(server.model())
+    )
+    read, records = restore(folder)
     assert read.digest == server.digest
     assert len(records) == 3
     again = Federation(build(name))

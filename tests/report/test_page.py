@@ -11,8 +11,8 @@ from fedsrd import recipe as recipes
 from fedsrd.cli import app
 from fedsrd.errors import RunFolderError
 from fedsrd.federation import local, setup
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.report.page.write import report
+from fedsrd.runs.folder import RunFolder
 
 
 def run(tree, folder):

@@ -8,8 +8,8 @@ from watching import Watch
 from fedsrd import recipe as recipes
 from fedsrd.errors import RecipeError
 from fedsrd.federation import local, setup
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.report.tracking import Tracked, check, scalars
+from fedsrd.runs.folder import RunFolder
 
 
 def run(tree, folder, names):

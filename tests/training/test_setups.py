@@ -15,7 +15,7 @@ from fedsrd.core.factors import initial_factors
 from fedsrd.data.prompt import Encoded
 from fedsrd.errors import DataError, ModelError, RecipeError
 from fedsrd.federation import local, setup
-from fedsrd.federation.runfolder import RunFolder
+from fedsrd.runs.folder import RunFolder
 from fedsrd.training import loading
 from fedsrd.training.batches import collate, pack, packed_loss, response_loss
 from fedsrd.training.loading import BaseOptions

@@ -43,8 +43,9 @@ def inspect(
     """Show what a payload holds (`fedsrd run --keep-payloads` writes them)."""
     from rich.console import Console
 
-    from fedsrd.federation.runfolder import RunFolder
+    from fedsrd.federation.resume import shape_table
     from fedsrd.report.payload import payload_tables
+    from fedsrd.runs.folder import RunFolder
     from fedsrd.wire.inspect import inspect_payload
 
     try:
@@ -55,7 +56,7 @@ def inspect(
     home = next((RunFolder(folder) for folder in folders if RunFolder(folder).recipe_file.is_file()), None)
     if home is None and run_folder is not None:
         fail(f"{run_folder}: holds no run (it has no recipe.toml)", 2)
-    found = inspect_payload(payload, home.shape_table() if home else None)
+    found = inspect_payload(payload, shape_table(home) if home else None)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -30,8 +30,8 @@ def run(
     load_plugins(plugins)
 
     from fedsrd import recipe as recipes
-    from fedsrd.federation.runfolder import RunFolder
     from fedsrd.report.terminal import now
+    from fedsrd.runs.folder import RunFolder
 
     console = console_of(as_json, quiet)
     _check_trackers(track)

@@ -11,7 +11,7 @@ from typing import Any
 from fedsrd import methods
 from fedsrd.compare.plan import Comparison, Point, Run, VariantSection, slug
 from fedsrd.evaluation import embedded
-from fedsrd.federation.runfolder import RunFolder
+from fedsrd.runs.folder import RunFolder
 
 Record = dict[str, Any]
 FAILED = "failed.txt"

@@ -14,9 +14,9 @@ from fedsrd.compare.plan import Comparison, Run
 from fedsrd.compare.results import FAILED, chosen
 from fedsrd.errors import FedSRDError, RunFolderError
 from fedsrd.federation import local, setup
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.federation.session import Assets, Observer
 from fedsrd.files import write_atomically
+from fedsrd.runs.folder import RunFolder
 
 FILE = "comparison.toml"
 PAUSE = 2.0

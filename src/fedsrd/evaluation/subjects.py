@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from fedsrd.errors import EvaluationError
-from fedsrd.training.loading import looks_local
+from fedsrd.files import looks_local
+from fedsrd.runs.folder import RunFolder
 
 BASE = "base model"
 
@@ -99,14 +100,14 @@ def _of_run(path: Path) -> list[Subject]:
         )
     except (OSError, ValueError, KeyError, TypeError):
         raise EvaluationError(f"{path}/recipe.toml: not as a run writes it; expected a run's folder") from None
-    own = sorted((path / "adapters").glob("*/adapter_config.json"))
-    files = own or [file for file in (path / "adapter" / "adapter_config.json",) if file.is_file()]
-    if not files:
+    folder = RunFolder(path)
+    found = folder.adapters()
+    if not found:
         raise EvaluationError(f"{path}: the run has no adapter yet; it writes one after its first round")
     run = path.resolve().name
     return [
-        replace(whole, name=f"{run}-{file.parent.name}" if own else run, adapter=file.parent.resolve())
-        for file in files
+        replace(whole, name=run if place == folder.adapter else f"{run}-{place.name}", adapter=place.resolve())
+        for place in found
     ]
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 
 from fedsrd import methods
-from fedsrd.core.factors import Factors, ShapeTable
-from fedsrd.federation.card import card
+from fedsrd.core.factors import ShapeTable
 from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.records import Record, round_record, start_record, summarise
 from fedsrd.federation.rounds import Rounds
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Observer
 from fedsrd.federation.setup import environment
 from fedsrd.recipe import Recipe
+from fedsrd.runs.card import card
+from fedsrd.runs.folder import RunFolder
 
 Memories = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -68,7 +68,7 @@ class Driver:
         """Takes the state of the last complete round. A crash may have left the adapter one round behind it."""
         self.server.restore(checkpoint.factors, checkpoint.version, checkpoint.base, checkpoint.server)
         self.server.ledger.restore(checkpoint.missed, checkpoint.known)
-        self.folder.commit(checkpoint, records, self._adapter())
+        self._write(checkpoint, records)
         self.observer.say(f"Continuing after round {checkpoint.version} of {self.recipe.rounds}")
         stored, now = self.folder.stored_recipe().environment, environment()
         changed = [f"{name} {was} -> {now[name]}" for name, was in stored.items() if now.get(name, was) != was]
@@ -128,9 +128,11 @@ class Driver:
     def _one_adapter(self) -> bool:
         return not self.method.personal and not self.method.changes_base
 
-    def _adapter(self) -> Factors | None:
-        """The factors of the one adapter, None where there is none that says all."""
-        return self.server.model() if self._one_adapter else None
+    def _adapter(self) -> dict[str, torch.Tensor] | None:
+        """The tensors of the one adapter, None where there is none that says all."""
+        from fedsrd.training.models import adapter_tensors
+
+        return adapter_tensors(self.server.model()) if self._one_adapter else None
 
     def _commit(self, records: list[Record]) -> None:
         server = self.server
@@ -144,4 +146,7 @@ class Driver:
             server.ledger.known,
             self.federation,
         )
-        self.folder.commit(checkpoint, records, self._adapter())
+        self._write(checkpoint, records)
+
+    def _write(self, checkpoint: Checkpoint, records: list[Record]) -> None:
+        self.folder.commit(checkpoint.version, checkpoint.to_bytes(), records, self._adapter())

@@ -13,6 +13,7 @@ from fedsrd.federation.client import Client
 from fedsrd.federation.driver import Driver
 from fedsrd.federation.messages import Broadcast, Failure, Sync, TrainTask, Update
 from fedsrd.federation.records import Record
+from fedsrd.federation.resume import restore
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.session import Assets, Observer, Session
 from fedsrd.federation.setup import Prepared, method_of, server_of
@@ -104,7 +105,7 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
         quality,
         lambda: {client.name: client.memory for client in clients if client.memory},
     )
-    restored = folder.restore()
+    restored = restore(folder)
     if restored is None:
         start = server.start()
         for client in clients:

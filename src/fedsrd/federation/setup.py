@@ -10,10 +10,10 @@ from typing import Any
 from fedsrd import methods
 from fedsrd.core.factors import ShapeTable
 from fedsrd.errors import RecipeError
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Assets, Observer, check_data
 from fedsrd.recipe import Recipe
+from fedsrd.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

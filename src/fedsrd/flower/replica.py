@@ -5,16 +5,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock
+
 from fedsrd.errors import FedSRDError
 from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.client import Client
 from fedsrd.files import write_atomically
 from fedsrd.flower.log import Log
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, two processes of one client are the user's to avoid
-    fcntl = None  # type: ignore[assignment]
 
 
 class Replica:
@@ -38,9 +35,7 @@ class Replica:
     def locked(self) -> Iterator[None]:
         """Keeps other processes of this client out; waits until they have ended."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("ab") as handle:
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        with FileLock(self.folder / ".lock"):
             yield
 
     def read(self) -> Checkpoint | None:

@@ -15,8 +15,8 @@ from fedsrd import recipe as recipes
 from fedsrd.errors import RecipeError
 from fedsrd.federation.driver import Driver
 from fedsrd.federation.records import Record
+from fedsrd.federation.resume import restore
 from fedsrd.federation.rounds import Rounds
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.federation.session import EMBEDDED, Assets, Session
 from fedsrd.federation.setup import Prepared, check, method_of, server_of
 from fedsrd.flower.engine import FlowerEngine
@@ -28,6 +28,7 @@ from fedsrd.report import terminal
 from fedsrd.report.board import Board
 from fedsrd.report.evaluation import closing_tables
 from fedsrd.report.page.write import report
+from fedsrd.runs.folder import RunFolder
 
 WIDTH = 100
 """Columns, where the output is no terminal but Flower's log."""
@@ -108,7 +109,7 @@ def _serve(
     method = method_of(recipe.method)
     server = server_of(recipe, table, method)
     session = _judge(recipe, prepared, watch, method)
-    restored = folder.restore()
+    restored = restore(folder)
     federation = restored[0].federation if restored else secrets.token_hex(8)
 
     def quality() -> dict[str, Any]:

@@ -8,13 +8,13 @@ from flwr.app import RecordDict
 
 from fedsrd.core.factors import ShapeTable
 from fedsrd.federation.client import Client, Trainer
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.federation.session import Assets, Session
 from fedsrd.federation.setup import method_of, shapes
 from fedsrd.flower.notes import Work
 from fedsrd.flower.replica import Replica
 from fedsrd.flower.site import Site
 from fedsrd.recipe import ClientSection, DataSection, Recipe, parse
+from fedsrd.runs.folder import RunFolder
 
 ASSETS = Assets()
 """Model and data of this process. In a simulation a process serves many messages; in a deployment, one."""

@@ -1,7 +1,6 @@
 """Base models, read from a hub's cache or a folder: the one place that says how, and what is wrong when it fails."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from fedsrd.errors import ModelError
+from fedsrd.files import looks_local
 from fedsrd.packages import Say, silent
 from fedsrd.training import embedded
 from fedsrd.training.quiet import quiet_libraries
@@ -142,11 +142,6 @@ def _explained(model_id: str) -> Iterator[None]:
             "Expected a Hugging Face id that this machine can reach, a folder with config.json, or "
             f"{embedded.PREFIX}{embedded.SMOLLM2}."
         ) from None
-
-
-def looks_local(model_id: str) -> bool:
-    """Whether a name can only be a place on a disk, and no hub's id."""
-    return model_id.startswith((".", "~", os.sep)) or model_id.count("/") > 1
 
 
 def _nf4(dtype: torch.dtype) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 
 from fedsrd.errors import RunFolderError
 from fedsrd.evaluation import embedded, scores
-from fedsrd.federation.runfolder import RunFolder
 from fedsrd.report import terminal
 from fedsrd.report.page import charts, html
+from fedsrd.runs.folder import RunFolder
 
 Record = dict[str, Any]
 MIB = 1 << 20

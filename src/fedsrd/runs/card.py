@@ -6,7 +6,7 @@ from typing import Any
 
 from fedsrd import __version__
 from fedsrd.recipe import DataSection, Recipe
-from fedsrd.training.loading import looks_local
+from fedsrd.files import looks_local
 
 Record = Mapping[str, Any]
 

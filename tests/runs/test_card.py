@@ -6,8 +6,8 @@ from watching import Watch
 
 from fedsrd import recipe as recipes
 from fedsrd.federation import local, setup
-from fedsrd.federation.card import card
-from fedsrd.federation.runfolder import RunFolder
+from fedsrd.runs.card import card
+from fedsrd.runs.folder import RunFolder
 
 SUMMARY = {
     "clients": 2,

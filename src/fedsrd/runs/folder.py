@@ -15,22 +15,18 @@ ahead after a crash; opening the folder drops what is ahead.
 import contextlib
 import errno
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from filelock import FileLock, Timeout
 
-from fedsrd.core.factors import Factors, ShapeTable
 from fedsrd.errors import FederationError, RecipeError, RunFolderError
-from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.files import plain, write_atomically
 from fedsrd.recipe import Recipe, load
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, two runs in one folder are the user's to avoid
-    fcntl = None  # type: ignore[assignment]
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Record = dict[str, Any]
 
@@ -44,19 +40,17 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[bytes] | None = None
+        self._lock = FileLock(path / ".lock", thread_local=False)
 
     def try_lock(self) -> bool:
-        """Claims the folder for this process until `unlock` or its end; False where another process has it."""
+        """Claims the folder for this process until `unlock` or its end, however it ends; False where another process
+        has it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        handle = (self.path / ".lock").open("ab")
         try:
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
+            self._lock.acquire(blocking=False)
+        except Timeout:
             return False
-        self._lock = handle
         return True
 
     @contextlib.contextmanager
@@ -66,7 +60,7 @@ class RunFolder:
         Raises:
             RunFolderError: another process has it.
         """
-        held = self._lock is not None
+        held = self._lock.is_locked
         if not held and not self.try_lock():
             raise RunFolderError(f"{self.path}: another process is running in this folder; wait for it, or stop it")
         try:
@@ -77,9 +71,7 @@ class RunFolder:
 
     def unlock(self) -> None:
         """Gives the folder up."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     @property
     def complete(self) -> bool:
@@ -101,11 +93,12 @@ class RunFolder:
         return [file.parent for file in found if file.is_file()]
 
     @property
-    def _rounds(self) -> Path:
+    def rounds(self) -> Path:
         return self.path / "rounds.jsonl"
 
     @property
-    def _state(self) -> Path:
+    def state(self) -> Path:
+        """What the run continues from, a file of `federation.checkpoint`; replaced as a whole."""
         return self.path / "state" / "global.safetensors"
 
     def check_new(self) -> None:
@@ -153,41 +146,32 @@ class RunFolder:
             (self.path / "state").mkdir(parents=True, exist_ok=True)
             write_atomically(self.recipe_file, recipe.to_toml(environment).encode())
 
-    def restore(self) -> tuple[Checkpoint, list[Record]] | None:
-        """State and records of the last complete round; None when not even the start was complete.
+    def records(self, version: int) -> list[Record]:
+        """The objects of rounds.jsonl, round 0 first, up to `version`."""
+        found = [json.loads(line) for line in self.rounds.read_text(encoding="utf-8").splitlines()]
+        return [record for record in found if record["round"] <= version]
 
-        Raises:
-            RunFolderError: the state is damaged.
-        """
-        if not self._state.is_file():
-            return None
-        checkpoint = Checkpoint.load(self._state, "the run cannot be resumed")
-        return checkpoint, self._records(checkpoint.version)
-
-    def commit(self, checkpoint: Checkpoint, records: list[Record], model: Factors | None) -> None:
-        """Makes a checkpoint the last complete round: rounds.jsonl, then the state, then the adapter.
+    def commit(
+        self, version: int, state: bytes, records: Sequence[Record], adapter: Mapping[str, "Tensor"] | None
+    ) -> None:
+        """Makes `version` the last complete round: rounds.jsonl, then the state, then the adapter.
 
         Args:
-            checkpoint: the state.
+            version: how many rounds the state holds.
+            state: the content of state/global.safetensors.
             records: the objects of all rounds up to it.
-            model: the factors to use, written to `adapter/`; None where there is no one adapter (yet).
+            adapter: the tensors to use, under PEFT's names, written to `adapter/`; None where there is no one adapter
+                (yet).
 
         Raises:
             FederationError: the disk is full or fails; what was complete before stays.
         """
-        from safetensors.torch import save
-
-        from fedsrd.training.models import adapter_tensors
-
-        with self._disk(f"round {checkpoint.version}"):
+        with self._disk(f"round {version}"):
             lines = "".join(json.dumps(record) + "\n" for record in records)
-            write_atomically(self._rounds, lines.encode())
-            write_atomically(self._state, checkpoint.to_bytes())
-            if model is not None:
-                write_atomically(
-                    self.adapter / "adapter_model.safetensors",
-                    save(plain(adapter_tensors(model)), metadata={"format": "pt"}),
-                )
+            write_atomically(self.rounds, lines.encode())
+            write_atomically(self.state, state)
+            if adapter is not None:
+                write_atomically(self.adapter / "adapter_model.safetensors", _saved(adapter))
 
     def write_adapter_config(self, text: str) -> None:
         """Makes `adapter/` one that PEFT reads."""
@@ -195,15 +179,13 @@ class RunFolder:
             self.adapter.mkdir(exist_ok=True)
             write_atomically(self.adapter / "adapter_config.json", text.encode())
 
-    def write_adapter(self, config: str, tensors: Mapping[str, Tensor], name: str | None = None) -> Path:
+    def write_adapter(self, config: str, tensors: Mapping[str, "Tensor"], name: str | None = None) -> Path:
         """Writes a whole adapter in PEFT's layout: to `adapter/`, or to `adapters/NAME/`. Gives the folder."""
-        from safetensors.torch import save
-
         folder = self.adapter if name is None else self.path / "adapters" / name
         with self._disk(f"the adapter {folder.name}"):
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "adapter_config.json", config.encode())
-            write_atomically(folder / "adapter_model.safetensors", save(plain(tensors), metadata={"format": "pt"}))
+            write_atomically(folder / "adapter_model.safetensors", _saved(tensors))
         return folder
 
     def write_cards(self, text: str) -> None:
@@ -226,21 +208,6 @@ class RunFolder:
                 write_atomically(folder / f"{client}.up", payload)
             write_atomically(folder / "server.down", downlink)
 
-    def shape_table(self) -> ShapeTable | None:
-        """The shapes of the run's adapter, None before its first commit. Raises RunFolderError as `restore`."""
-        restored = self.restore()
-        if restored is None:
-            return None
-        return ShapeTable.of(restored[0].factors)
-
-    def _records(self, version: int) -> list[Record]:
-        records = []
-        for line in self._rounds.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            if record["round"] <= version:
-                records.append(record)
-        return records
-
     @contextlib.contextmanager
     def _disk(self, what: str) -> Iterator[None]:
         try:
@@ -251,3 +218,10 @@ class RunFolder:
                 f"{what} could not be written to {self.path}: {reason}. The last complete round is kept; "
                 f"when this is mended, continue with: fedsrd run --resume --out {self.path}"
             ) from None
+
+
+def _saved(tensors: Mapping[str, "Tensor"]) -> bytes:
+    from safetensors.torch import save
+
+    content: bytes = save(plain(tensors), metadata={"format": "pt"})
+    return content

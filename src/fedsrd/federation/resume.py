@@ -1,0 +1,25 @@
+"""What a run's folder continues from: the state and the records of its last complete round."""
+
+from fedsrd.core.factors import ShapeTable
+from fedsrd.federation.checkpoint import Checkpoint
+from fedsrd.runs.folder import Record, RunFolder
+
+
+def restore(folder: RunFolder) -> tuple[Checkpoint, list[Record]] | None:
+    """State and records of the last complete round; None when not even the start was complete.
+
+    `rounds.jsonl` may be one round ahead after a crash; what is ahead is dropped.
+
+    Raises:
+        RunFolderError: the state or the records are damaged.
+    """
+    if not folder.state.is_file():
+        return None
+    checkpoint = Checkpoint.load(folder.state, "the run cannot be resumed")
+    return checkpoint, folder.records(checkpoint.version)
+
+
+def shape_table(folder: RunFolder) -> ShapeTable | None:
+    """The shapes of the run's adapter, None before its first commit. Raises RunFolderError as `restore`."""
+    restored = restore(folder)
+    return None if restored is None else ShapeTable.of(restored[0].factors)
