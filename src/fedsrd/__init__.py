@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fedsrd.api import Aggregator as Aggregator
     from fedsrd.api import Run as Run
-    from fedsrd.api import apply as apply
     from fedsrd.api import compare_methods as compare_methods
-    from fedsrd.api import decode as decode
-    from fedsrd.api import encode as encode
     from fedsrd.api import load_recipe as load_recipe
     from fedsrd.api import run as run
-    from fedsrd.api import sparsify as sparsify
+    from fedsrd.loop import Aggregator as Aggregator
+    from fedsrd.loop import apply as apply
+    from fedsrd.loop import decode as decode
+    from fedsrd.loop import encode as encode
+    from fedsrd.loop import sparsify as sparsify
 
 __all__ = ["Aggregator", "Run", "apply", "compare_methods", "decode", "encode", "load_recipe", "run", "sparsify"]
 

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedsrd.core.server_optimizer import ServerOptimizerOptions
 from fedsrd.errors import RecipeError
-from fedsrd.wire.coding import Coding
+from fedsrd.wire.options import WireOptions
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -89,8 +90,8 @@ class DataSection(_Section):
 class WireSection(_Section):
     """How payloads are coded, each direction on its own."""
 
-    uplink: Coding = Coding()
-    downlink: Coding = Coding()
+    uplink: WireOptions = WireOptions()
+    downlink: WireOptions = WireOptions()
 
 
 class ClientSection(_Section):
@@ -172,6 +173,7 @@ class Recipe(_Section):
     lora: LoraSection = LoraSection()
     training: TrainingSection = TrainingSection()
     method: dict[str, Any] = {"name": "fedsrd"}
+    server_optimizer: ServerOptimizerOptions | None = None
     wire: WireSection = WireSection()
     participation: ParticipationSection = ParticipationSection()
     clients: Annotated[list[ClientSection], Field(min_length=1)]

@@ -83,8 +83,11 @@ def modules_of(table: TensorTable) -> tuple[LoraModule, ...]:
         if factor is None:
             continue
         other = shapes.get(tensor_name(module, "A" if factor == "B" else "B"))
-        if other is None or len(other) != 2 or len(spec.shape) != 2 or (other[0 if factor == "B" else 1]) != (
-            spec.shape[1 if factor == "B" else 0]
+        if (
+            other is None
+            or len(other) != 2
+            or len(spec.shape) != 2
+            or (other[0 if factor == "B" else 1]) != (spec.shape[1 if factor == "B" else 0])
         ):
             raise ValueError(f"{spec.name} {spec.shape}: its partner has shape {other}; expected factors of one rank")
         if factor == "B":

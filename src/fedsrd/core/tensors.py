@@ -76,8 +76,8 @@ class TensorSpec(NamedTuple):
         >>> TensorSpec.named("q.lora_A.weight", (2, 4)).role
         'lora_A'
         """
-        role = next((role for suffix, role in _SUFFIXES.items() if name.endswith(suffix)), "plain")
-        return cls(name, tuple(shape), role)
+        roles = (role for suffix, role in _SUFFIXES.items() if name.endswith(suffix))
+        return cls(name, tuple(shape), next(roles, "plain"))
 
 
 @dataclass(frozen=True)

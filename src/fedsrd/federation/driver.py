@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fedsrd import methods
-from fedsrd.core.factors import ShapeTable
+from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.records import Record, round_record, start_record, summarise
 from fedsrd.federation.rounds import Rounds
@@ -29,9 +29,8 @@ class Driver:
     Attributes:
         recipe: what is run.
         folder: where it is kept.
-        table: the adapter's shapes.
+        table: the model's trained tensors.
         lora: PEFT's config of the adapter.
-        method: the recipe's.
         rounds: who is asked and what is closed.
         observer: who is told.
         quality: what the record of the server's present version says of quality ("eval", and more).
@@ -41,9 +40,8 @@ class Driver:
 
     recipe: Recipe
     folder: RunFolder
-    table: ShapeTable
+    table: TensorTable
     lora: Any
-    method: methods.Method
     rounds: Rounds
     observer: Observer
     quality: Callable[[], Mapping[str, Any]]
@@ -54,6 +52,11 @@ class Driver:
     def server(self) -> Server:
         """Of the rounds."""
         return self.rounds.server
+
+    @property
+    def method(self) -> methods.Method:
+        """The recipe's."""
+        return self.server.config.method
 
     def begin(self, names: list[str], start_bytes: int) -> list[Record]:
         """Makes the folder of a new run; gives its records, round 0."""
@@ -66,10 +69,10 @@ class Driver:
 
     def restore(self, checkpoint: Checkpoint, records: list[Record]) -> None:
         """Takes the state of the last complete round. A crash may have left the adapter one round behind it."""
-        self.server.restore(checkpoint.factors, checkpoint.version, checkpoint.base, checkpoint.server)
-        self.server.ledger.restore(checkpoint.missed, checkpoint.known)
+        self.server.restore(checkpoint.state, checkpoint.server)
+        self.server.ledger.restore(checkpoint.missed, checkpoint.known, checkpoint.counted)
         self._write(checkpoint, records)
-        self.observer.say(f"Continuing after round {checkpoint.version} of {self.recipe.rounds}")
+        self.observer.say(f"Continuing after round {checkpoint.state.version} of {self.recipe.rounds}")
         stored, now = self.folder.stored_recipe().environment, environment()
         changed = [f"{name} {was} -> {now[name]}" for name, was in stored.items() if now.get(name, was) != was]
         if changed:
@@ -97,7 +100,7 @@ class Driver:
                 self.folder.keep_payloads(self.server.version, uplinks, done.closed.broadcast.payload)
             self._commit(records)
             self.observer.round_done(records[-1])
-        sent = {name: size for name, size in self.rounds.settle().items() if size}
+        sent = {name: size for name, size in self.rounds.finalize().items() if size}
         if sent:
             down = records[-1]["bytes_down"]
             down.update({name: down.get(name, 0) + size for name, size in sent.items()})
@@ -110,7 +113,7 @@ class Driver:
         if self.method.changes_base:
             from fedsrd.training.models import merged_tensors
 
-            tensors, ranks = merged_tensors(self.server.model(), self.server.base)
+            tensors, ranks = merged_tensors(self.server.model(), self.server.state.base_delta)
             self.folder.write_adapter(self.adapter_config(ranks), tensors)
         summary = summarise(self.recipe, self.table, records)
         self.folder.write_cards(card(self.recipe, summary))
@@ -137,16 +140,15 @@ class Driver:
     def _commit(self, records: list[Record]) -> None:
         server = self.server
         checkpoint = Checkpoint(
-            server.factors,
-            server.version,
-            server.base,
+            server.state,
             server.memory,
             self.memories(),
             server.ledger.contents(),
             server.ledger.known,
+            server.ledger.counted,
             self.federation,
         )
         self._write(checkpoint, records)
 
     def _write(self, checkpoint: Checkpoint, records: list[Record]) -> None:
-        self.folder.commit(checkpoint.version, checkpoint.to_bytes(), records, self._adapter())
+        self.folder.commit(checkpoint.state.version, checkpoint.to_bytes(), records, self._adapter())

@@ -7,16 +7,16 @@ Everything between them is the bytes and messages of a real deployment; only the
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedsrd.core.factors import Factors
+from fedsrd.core.tensors import Tensors
 from fedsrd.errors import DataError, FederationError
-from fedsrd.federation.client import Client
+from fedsrd.federation.client import Client, ClientMemory
 from fedsrd.federation.driver import Driver
-from fedsrd.federation.messages import Broadcast, Failure, Sync, TrainTask, Update
+from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask, Update
 from fedsrd.federation.records import Record
 from fedsrd.federation.resume import restore
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.session import Assets, Observer, Session
-from fedsrd.federation.setup import Prepared, method_of, server_of
+from fedsrd.federation.setup import Prepared, config_of, server_of
 
 POOL = "all"
 """What the one client is called where all data lies in one place."""
@@ -38,11 +38,15 @@ class LocalEngine:
         for name, task in tasks.items():
             yield self.clients[name].train(task, self._session.on_step(task.round, name))
 
-    def deliver(self, broadcast: Broadcast, names: Sequence[str]) -> dict[str, str]:
-        """Has each client apply the broadcast."""
-        return {name: self.clients[name].apply(broadcast) for name in names}
+    def reports(self) -> list[Held]:
+        """Nothing: what these clients hold follows from what they were sent."""
+        return []
 
-    def settle(self, messages: Mapping[str, Sync]) -> dict[str, str]:
+    def deliver(self, broadcast: Broadcast, counted: Mapping[str, bool]) -> dict[str, str]:
+        """Has each client apply the broadcast."""
+        return {name: self.clients[name].apply(broadcast, counted=went_in) for name, went_in in counted.items()}
+
+    def finalize(self, messages: Mapping[str, Sync]) -> dict[str, str]:
         """Brings each client forward."""
         for name, sync in messages.items():
             self.clients[name].sync(sync)
@@ -73,53 +77,55 @@ def run(prepared: Prepared, observer: Observer, *, keep_payloads: bool = False, 
 
 
 def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
-    recipe, folder, table = prepared.recipe, prepared.folder, prepared.table
-    method = method_of(recipe.method)
+    recipe, folder = prepared.recipe, prepared.folder
+    config = config_of(recipe, prepared.table)
+    method = config.method
     ranks = {entry.name: entry.rank for entry in recipe.clients}
-    server = server_of(recipe, table, method)
+    server = server_of(recipe, config)
     clients = [
-        Client(name, table, method, trainer, recipe.seed, recipe.wire.uplink, ranks.get(name))
+        Client(name, config, trainer, ranks.get(name))
         for name, trainer in session.trainers(POOL if method.pooled else None).items()
     ]
     names = [client.name for client in clients]
 
     def quality() -> dict[str, Any]:
         if not method.personal or server.version == 0 or not session.evaluates(server.version):
-            return session.record(server.version, server.model(), server.base)
-        by_client = {client.name: measured(client.model(server.factors)) for client in clients}
+            return session.record(server.version, server.model(), server.state.base_delta)
+        by_client = {client.name: measured(client.model(server.state)) for client in clients}
         sets = next(iter(by_client.values()))
         mean = {name: sum(found[name] for found in by_client.values()) / len(by_client) for name in sets}
         return {"eval": mean, "eval_by_client": by_client}
 
-    def measured(factors: Factors) -> dict[str, float]:
-        return session.quality(server.version, factors, server.base)
+    def measured(tensors: Tensors) -> dict[str, float]:
+        return session.quality(server.version, tensors, server.state.base_delta)
 
+    rounds = Rounds(server, LocalEngine(clients, session), recipe.participation, recipe.seed, session.observer.warn)
     driver = Driver(
         recipe,
         folder,
-        table,
+        prepared.table,
         prepared.lora,
-        method,
-        Rounds(server, LocalEngine(clients, session), recipe.participation, recipe.seed, session.observer.warn),
+        rounds,
         session.observer,
         quality,
-        lambda: {client.name: client.memory for client in clients if client.memory},
+        lambda: {client.name: client.memory.kept for client in clients if client.memory.kept},
     )
     restored = restore(folder)
     if restored is None:
         start = server.start()
         for client in clients:
             client.start(start)
-            server.delivered(client.name)
+        rounds.at_newest(names)
         records = driver.begin(names, len(start.payload))
     else:
         checkpoint, records = restored
         for client in clients:
-            client.restore(checkpoint.factors, checkpoint.version, checkpoint.base, checkpoint.clients.get(client.name))
+            memory = checkpoint.clients.get(client.name, {})
+            client.restore(checkpoint.state, ClientMemory(memory, checkpoint.counted.get(client.name, 0)))
         driver.restore(checkpoint, records)
-        # They have the newest state now, however far behind they were: settling counts their bytes.
-        for name in names:
-            server.ledger.known.setdefault(name, checkpoint.version)
+        # They have the newest state now, however far behind they were: the bytes of those that the ledger knows as
+        # behind are counted when they are asked, or at the end.
+        rounds.at_newest(name for name in names if name not in checkpoint.known)
     driver.run(records, keep_payloads=keep_payloads)
     digests = {client.digest for client in clients}
     if digests != {server.digest}:
@@ -128,6 +134,6 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
         from fedsrd.training.models import adapter_tensors
 
         for client in clients:
-            tensors = adapter_tensors(client.model(server.factors))
+            tensors = adapter_tensors(client.model(server.state))
             folder.write_adapter(driver.adapter_config(), tensors, name=client.name)
     return driver.summarise(records)

@@ -112,8 +112,10 @@ class TrainTask:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What an engine has learnt of a client: the version that its replica holds (-1: none) and that state's digest."""
+    """What an engine has learnt of a client: the version that its replica holds (-1: none) and that state's digest
+    (None: not known).
+    """
 
     client: str
     version: int
-    digest: str
+    digest: str | None = None

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fedsrd.core.factors import ShapeTable
+from fedsrd.core import lora
+from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.rounds import Round
 from fedsrd.federation.server import Counts
 from fedsrd.recipe import Recipe
@@ -23,7 +24,7 @@ def layer_of(module: str) -> str:
     return next((part for part in module.split(".") if part.isdecimal()), "-")
 
 
-def density(deltas: Iterable[Counts], table: ShapeTable, part: Callable[[str], str] = group_of) -> dict[str, float]:
+def density(deltas: Iterable[Counts], table: TensorTable, part: Callable[[str], str] = group_of) -> dict[str, float]:
     """Share of elements that travel, by part of the model and factor (such as "q_proj.B"), the mean over the deltas.
 
     Parts of which nothing travels are left out.
@@ -31,11 +32,12 @@ def density(deltas: Iterable[Counts], table: ShapeTable, part: Callable[[str], s
     sent: dict[str, int] = {}
     whole: dict[str, int] = {}
     for delta in deltas:
-        for slot, (rows, columns) in table.shapes.items():
-            key = f"{part(slot.module)}.{slot.factor}"
-            whole[key] = whole.get(key, 0) + rows * columns
-            if slot in delta:
-                sent[key] = sent.get(key, 0) + delta[slot]
+        for spec in table.specs:
+            module, factor = lora.split(spec.name)
+            key = part(module) if factor is None else f"{part(module)}.{factor}"
+            whole[key] = whole.get(key, 0) + spec.elements
+            if spec.name in delta:
+                sent[key] = sent.get(key, 0) + delta[spec.name]
     return {key: round(count / whole[key], 6) for key, count in sent.items()}
 
 
@@ -50,11 +52,11 @@ def start_record(start_bytes: int, clients: Sequence[str], state_digest: str, qu
     }
 
 
-def round_record(done: Round, table: ShapeTable, seconds: Mapping[str, float], quality: Mapping[str, Any]) -> Record:
+def round_record(done: Round, table: TensorTable, seconds: Mapping[str, float], quality: Mapping[str, Any]) -> Record:
     """One round's object in rounds.jsonl. Bytes are lengths of real payloads; seconds are summed over clients."""
     closed = done.closed
     losses = {update.client: round(update.loss, 6) for update in closed.accepted}
-    moved = sorted({slot.factor for slot in closed.downlink})
+    moved = sorted({factor for name in closed.downlink if (factor := lora.split(name)[1])})
     return {
         "round": closed.broadcast.round,
         "digest": closed.broadcast.digest,
@@ -73,7 +75,7 @@ def round_record(done: Round, table: ShapeTable, seconds: Mapping[str, float], q
     }
 
 
-def summarise(recipe: Recipe, table: ShapeTable, records: Sequence[Record]) -> Record:
+def summarise(recipe: Recipe, table: TensorTable, records: Sequence[Record]) -> Record:
     """The content of summary.json.
 
     Ratios compare all bytes, up and down, with sending every LoRA parameter both ways to every client that took part in

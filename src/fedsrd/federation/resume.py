@@ -1,6 +1,6 @@
 """What a run's folder continues from: the state and the records of its last complete round."""
 
-from fedsrd.core.factors import ShapeTable
+from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.runs.folder import Record, RunFolder
 
@@ -16,10 +16,10 @@ def restore(folder: RunFolder) -> tuple[Checkpoint, list[Record]] | None:
     if not folder.state.is_file():
         return None
     checkpoint = Checkpoint.load(folder.state, "the run cannot be resumed")
-    return checkpoint, folder.records(checkpoint.version)
+    return checkpoint, folder.records(checkpoint.state.version)
 
 
-def shape_table(folder: RunFolder) -> ShapeTable | None:
-    """The shapes of the run's adapter, None before its first commit. Raises RunFolderError as `restore`."""
+def tensor_table(folder: RunFolder) -> TensorTable | None:
+    """The tensors of the run's state, None before its first commit. Raises RunFolderError as `restore`."""
     restored = restore(folder)
-    return None if restored is None else ShapeTable.of(restored[0].factors)
+    return None if restored is None else TensorTable.of(restored[0].state.tensors)

@@ -1,6 +1,7 @@
 """The rounds of a federation, whatever carries its bytes: who is asked, what is closed, what is repeated.
 
-An engine is the carrier: function calls in one process (`federation.local`), or Flower (`fedsrd.flower`).
+An engine is the carrier: function calls in one process (`federation.local`), or Flower (`fedsrd.flower`). Engines
+report what they learn of clients; `Rounds` alone writes it into the server's ledger.
 """
 
 import time
@@ -9,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedsrd.errors import FederationError
-from fedsrd.federation.messages import Broadcast, Failure, Sync, TrainTask, Update
+from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask, Update
 from fedsrd.federation.sampling import choose, share
 from fedsrd.federation.server import Closed, Server, TooFewError
 from fedsrd.recipe import ParticipationSection
+
+Answers = dict[str, Update | Failure]
 
 
 class Engine(Protocol):
@@ -23,15 +26,18 @@ class Engine(Protocol):
         some patience for there to be enough.
         """
 
+    def reports(self) -> Sequence[Held]:
+        """What was learnt of clients' replicas since this was last asked."""
+
     def ask(self, tasks: Mapping[str, TrainTask]) -> Iterable[Update | Failure]:
         """Sends every client its task and gives the answers as they come; who is silent is a Failure in the end."""
 
-    def deliver(self, broadcast: Broadcast, names: Sequence[str]) -> Mapping[str, str]:
+    def deliver(self, broadcast: Broadcast, counted: Mapping[str, bool]) -> Mapping[str, str]:
         """Has the clients apply a closed round's broadcast, where the engine does that at once; gives the digests of
-        those who did. The others get it with their next task.
+        those who did. The others get it with their next task. `counted` says by client whether its update is in it.
         """
 
-    def settle(self, messages: Mapping[str, Sync]) -> Mapping[str, str]:
+    def finalize(self, messages: Mapping[str, Sync]) -> Mapping[str, str]:
         """Brings clients to the newest version; gives the digests of those who answered."""
 
 
@@ -79,20 +85,17 @@ class Rounds:
         """
         number = self.server.version + 1
         self._down = {}
-        answers: dict[str, Update | Failure] = {}
+        answers: Answers = {}
         for attempt in range(1, self.participation.attempts + 1):
-            for answer in self._asked(number, attempt, answers):
+            for answer in self.engine.ask(self.tasks(attempt, answers)):
                 answers[answer.client] = answer
-                if isinstance(answer, Failure) and answer.lost:
-                    self.server.forget(answer.client)
             try:
-                # A sum depends on its order: that of the recipe, never that of arrival.
-                closed = self.server.close_round([answers[name] for name in self.server.in_order(answers)])
+                closed = self.close(answers)
                 break
             except TooFewError as error:
                 if attempt == self.participation.attempts:
                     raise
-                self.warn(f"{error}; attempt {attempt + 1} of {self.participation.attempts}")
+                self.warn(f"{error}; asking again")
                 for failure in error.rejected:
                     answers[failure.client] = failure
         for failure in closed.rejected:
@@ -102,39 +105,25 @@ class Rounds:
             for phase, value in update.seconds.items():
                 seconds[phase] += value
         began = time.perf_counter()
-        found = self.engine.deliver(closed.broadcast, list(answers))
+        counted = {update.client for update in closed.accepted}
+        found = self.engine.deliver(closed.broadcast, {name: name in counted for name in answers})
         seconds |= closed.seconds | {"apply": time.perf_counter() - began}
         if set(found.values()) - {self.server.digest}:
             raise FederationError(f"round {number}: replicas differ: {sorted(set(found.values()))}")
-        for name in found:
-            self.server.delivered(name)
+        for name, digest in found.items():
+            self.server.note(Held(name, self.server.version, digest))
             self._count(name, len(closed.broadcast.payload))
         return Round(closed, self._down, seconds, attempt)
 
-    def settle(self) -> dict[str, int]:
-        """After the last round: brings every client within reach to the newest version and compares digests. Gives
-        the bytes that it took, by client. Who differs even after the whole state was sent is warned of: one site must
-        not spoil the end for all.
-        """
-        self._down = {}
-        server = self.server
-        behind = list(self.engine.names(wait=False))
-        for _ in range(2):
-            messages = {name: server.sync(name) for name in behind}
-            for name, sync in messages.items():
-                self._count(name, sync.size)
-            found = self.engine.settle(messages)
-            for name, held in found.items():
-                server.delivered(name) if held == server.digest else server.forget(name)
-            behind = [name for name, held in found.items() if held != server.digest]
-            if not behind:
-                break
-        else:
-            self.warn(f"not at the last version: {', '.join(behind)}")
-        return self._down
+    def tasks(self, attempt: int, answers: Mapping[str, Update | Failure]) -> dict[str, TrainTask]:
+        """The next round's tasks, by client: a choice that follows from the seed, the round and the attempt alone.
 
-    def _asked(self, number: int, attempt: int, answers: Mapping[str, Update | Failure]) -> Iterable[Update | Failure]:
-        names = list(self.engine.names())
+        Args:
+            attempt: from 1.
+            answers: what came of attempts before this one; who sent an update is not asked again.
+        """
+        number = self.server.version + 1
+        names = list(self.names())
         good = [name for name, answer in answers.items() if isinstance(answer, Update)]
         wanted = share(len(names), self.participation.fraction, self.participation.minimum)
         purpose = (number,) if attempt == 1 else (number, attempt)
@@ -143,7 +132,59 @@ class Rounds:
         tasks = {name: self.server.task(name) for name in chosen}
         for name, task in tasks.items():
             self._count(name, task.sync.size)
-        return self.engine.ask(tasks)
+        return tasks
+
+    def close(self, answers: Mapping[str, Update | Failure]) -> Closed:
+        """Closes the round with these answers.
+
+        Raises:
+            TooFewError: fewer usable updates than the minimum.
+            FederationError: the aggregate is not finite, or cannot be sent. The state stays.
+        """
+        self.take_reports()
+        for answer in answers.values():
+            if isinstance(answer, Failure) and answer.lost:
+                self.server.forget(answer.client)
+        # A sum depends on its order: that of the recipe, never that of arrival.
+        return self.server.close_round([answers[name] for name in self.server.in_order(answers)])
+
+    def names(self, *, wait: bool = True) -> Sequence[str]:
+        """The clients within reach; the ledger knows what they hold."""
+        found = self.engine.names(wait=wait)
+        self.take_reports()
+        return found
+
+    def take_reports(self) -> None:
+        """Writes what the engine has learnt of clients into the ledger."""
+        for held in self.engine.reports():
+            self.server.note(held)
+
+    def at_newest(self, names: Iterable[str]) -> None:
+        """These clients were given the server's present state."""
+        for name in names:
+            self.server.note(Held(name, self.server.version, self.server.digest))
+
+    def finalize(self) -> dict[str, int]:
+        """After the last round: brings every client within reach to the newest version and compares digests. Gives
+        the bytes that it took, by client. Who differs even after the whole state was sent is warned of: one site must
+        not spoil the end for all.
+        """
+        self._down = {}
+        server = self.server
+        behind = list(self.names(wait=False))
+        for _ in range(2):
+            messages = {name: server.sync(name) for name in behind}
+            for name, sync in messages.items():
+                self._count(name, sync.size)
+            found = self.engine.finalize(messages)
+            for name, held in found.items():
+                server.note(Held(name, server.version, held))
+            behind = [name for name, held in found.items() if held != server.digest]
+            if not behind:
+                break
+        else:
+            self.warn(f"not at the last version: {', '.join(behind)}")
+        return self._down
 
     def _count(self, name: str, size: int) -> None:
         self._down[name] = self._down.get(name, 0) + size

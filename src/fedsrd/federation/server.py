@@ -145,18 +145,20 @@ class Server:
             self._snapshot = snapshot.take(self.state, self.config.state_table)
         return self._snapshot
 
-    def note(self, held: Held) -> None:
-        """Takes a client at its word about what it holds, as far as the word can be checked: a state that is not of
-        this run (yet) is as good as none. An older version cannot be compared; where it is another's, the first step
-        forward will tell.
+    def differs(self, held: Held) -> bool:
+        """Whether what a client holds is certainly not of this run, or of a later moment of it. An older version cannot
+        be compared; where it is another's, the first step forward will tell.
         """
-        known = self.ledger.known
+        if held.version == self.version:
+            return held.digest not in (None, self.digest)
+        return held.version > self.version
+
+    def note(self, held: Held) -> None:
+        """Takes a client at its word about what it holds, as far as the word can be checked."""
         if held.version < 0:
-            known.pop(held.client, None)
-        elif held.version > self.version or (held.version == self.version and held.digest != self.digest):
-            known[held.client] = LOST
+            self.ledger.known.pop(held.client, None)
         else:
-            known[held.client] = held.version
+            self.ledger.known[held.client] = LOST if self.differs(held) else held.version
         self.ledger.prune(4 * self.config.state_table.elements)
 
     def forget(self, client: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from fedsrd.core.factors import Base, Factors
+from fedsrd.core.tensors import BaseDelta, Tensors
 from fedsrd.data.examples import Example
 from fedsrd.data.prompt import Encoded, encode
 from fedsrd.errors import DataError
@@ -111,8 +111,8 @@ class Session:
         every = self.recipe.evaluation.every
         return round_number in (0, self.recipe.rounds) or bool(every and round_number % every == 0)
 
-    def quality(self, round_number: int, factors: Factors, base: Base) -> dict[str, float]:
-        """Response NLL by set of a model with these factors and this change of its frozen weights."""
+    def quality(self, round_number: int, tensors: Tensors, base: BaseDelta) -> dict[str, float]:
+        """Response NLL by set of a model with these tensors and this change of its frozen weights."""
         from fedsrd.evaluation.nll import evaluate
 
         evaluation = self.recipe.evaluation
@@ -122,7 +122,7 @@ class Session:
             self.observer.activity(round_number, "evaluation", next(done), len(self._tests), name)
 
         def measure() -> dict[str, float]:
-            self.adapted.set_factors(factors, base)
+            self.adapted.set_tensors(tensors, base)
             return evaluate(self.adapted, self._tests, evaluation.batch_size, on_set)
 
         if round_number == 0:
@@ -131,25 +131,25 @@ class Session:
             return dict(found)
         return measure()
 
-    def record(self, round_number: int, factors: Factors, base: Base) -> dict[str, Any]:
+    def record(self, round_number: int, tensors: Tensors, base: BaseDelta) -> dict[str, Any]:
         """What a round's record says of the quality of one global model: "eval", and "benchmarks" before and after."""
         if not self.evaluates(round_number):
             return {"eval": {}}
-        found: dict[str, Any] = {"eval": self.quality(round_number, factors, base)}
+        found: dict[str, Any] = {"eval": self.quality(round_number, tensors, base)}
         if round_number in (0, self.recipe.rounds):
             if self.recipe.evaluation.benchmarks:
-                found["benchmarks"] = self._benchmarks(round_number, factors, base)
+                found["benchmarks"] = self._benchmarks(round_number, tensors, base)
             if self.recipe.evaluation.samples:
                 self.observer.activity(round_number, "samples", 0, len(self._asked))
-                found["samples"] = self._samples(factors, base)
+                found["samples"] = self._samples(tensors, base)
         return found
 
-    def _samples(self, factors: Factors, base: Base) -> dict[str, list[dict[str, str]]]:
+    def _samples(self, tensors: Tensors, base: BaseDelta) -> dict[str, list[dict[str, str]]]:
         """The model's greedy answers to the first held-out prompts of every set."""
         from fedsrd.data.prompt import prompt_ids
         from fedsrd.evaluation import exact
 
-        self.adapted.set_factors(factors, base)
+        self.adapted.set_tensors(tensors, base)
         tokenizer, style = self.adapted.tokenizer, self.recipe.training.prompt
         flat = [(name, example) for name, examples in self._asked.items() for example in examples]
         prompts = [prompt_ids(example.instruction, style, tokenizer) for _, example in flat]
@@ -160,13 +160,13 @@ class Session:
             found.setdefault(name, []).append(row)
         return found
 
-    def _benchmarks(self, round_number: int, factors: Factors, base: Base) -> dict[str, Any]:
+    def _benchmarks(self, round_number: int, tensors: Tensors, base: BaseDelta) -> dict[str, Any]:
         """Each benchmark's row in lm-eval's form. The base model's are kept on the disk for the next run."""
         from fedsrd.evaluation import cache, embedded
 
         evaluation, training = self.recipe.evaluation, self.recipe.training
         names = evaluation.benchmarks
-        self.adapted.set_factors(factors, base)
+        self.adapted.set_tensors(tensors, base)
         rows = {}
         for place, name in enumerate(names):
             self.observer.activity(round_number, "benchmarks", place, len(names), name)

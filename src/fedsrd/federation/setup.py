@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any
 
 from fedsrd import methods
-from fedsrd.core.factors import ShapeTable
+from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import RecipeError
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Assets, Observer, check_data
+from fedsrd.federation.transition import FederationConfig
+from fedsrd.methods import ServerOptimizer, ServerOptimizerOptions, capabilities
 from fedsrd.recipe import Recipe
 from fedsrd.runs.folder import RunFolder
 
@@ -22,7 +24,7 @@ class Prepared:
 
     recipe: Recipe
     folder: RunFolder
-    table: ShapeTable
+    table: TensorTable
     lora: Any
 
 
@@ -42,7 +44,7 @@ def prepare(
     return Prepared(recipe, folder, table, lora)
 
 
-def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[ShapeTable, Any]:
+def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[TensorTable, Any]:
     """What `prepare` checks without a folder: data, ranks, device and model. Gives the shapes and PEFT's config.
 
     Clients whose data only they know are passed over.
@@ -58,25 +60,23 @@ def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[ShapeTabl
     for data, owner in sections:
         assets.get(partial(check_data, data, owner), "checked", data)
     _check_ranks(recipe)
+    _check_optimizer(recipe)
     for name in recipe.evaluation.benchmarks:
         embedded.named(name)
     loading.pick_device(recipe.model.device)
-    if recipe.model.quantization != "none" and methods.get(recipe.method["name"]).changes_base:
-        fits = [name for name in methods.names() if not methods.get(name).changes_base]
-        raise RecipeError(
-            f"model.quantization = {recipe.model.quantization!r}: {recipe.method['name']} changes the base model, and "
-            f"a quantised one cannot be changed; methods that leave it as it is: {', '.join(fits)}"
-        )
+    if recipe.model.quantization != "none":
+        where = f"model.quantization = {recipe.model.quantization!r}"
+        capabilities.check(method_of(recipe.method), capabilities.QUANTISED_BASE, where)
     return shapes(recipe, observer, assets)
 
 
-def shapes(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[ShapeTable, Any]:
+def shapes(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[TensorTable, Any]:
     """The adapted modules' shapes, from the model's config alone, and PEFT's config. Raises ModelError as `check`."""
     from fedsrd.training import models
 
     lora = models.lora_config(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.targets)
     table = assets.get(
-        partial(models.shape_table, recipe.model.id, lora, recipe.model.revision, observer.say),
+        partial(models.tensor_table, recipe.model.id, lora, recipe.model.revision, observer.say),
         "table",
         recipe.model,
         recipe.lora,
@@ -90,17 +90,27 @@ def method_of(chosen: Mapping[str, Any]) -> methods.Method:
     return kind(kind.Options.model_validate({key: value for key, value in chosen.items() if key != "name"}))
 
 
-def server_of(recipe: Recipe, table: ShapeTable, method: methods.Method) -> Server:
+def optimizer_of(method: methods.Method, chosen: ServerOptimizerOptions | None) -> ServerOptimizer | None:
+    """The server optimizer: the one that was chosen, else the method's own, else none."""
+    options = chosen or method.default_optimizer
+    return None if options is None else ServerOptimizer(options)
+
+
+def config_of(recipe: Recipe, table: TensorTable) -> FederationConfig:
+    """What the recipe's server and clients share."""
+    method = method_of(recipe.method)
+    optimizer = optimizer_of(method, recipe.server_optimizer)
+    return FederationConfig(method, table, recipe.seed, recipe.wire.uplink, recipe.wire.downlink, optimizer)
+
+
+def server_of(recipe: Recipe, config: FederationConfig) -> Server:
     """The recipe's server, at the start."""
     asked = recipe.participation
     return Server(
-        table,
-        method,
+        config,
         recipe.weighting,
-        recipe.seed,
-        recipe.wire.downlink,
         {entry.name: entry.rank for entry in recipe.clients},
-        minimum=1 if method.pooled else asked.minimum,
+        minimum=1 if config.method.pooled else asked.minimum,
         norm_bound=asked.norm_bound or None,
     )
 
@@ -113,7 +123,6 @@ def environment() -> dict[str, str]:
 
 
 def _check_ranks(recipe: Recipe) -> None:
-    method = methods.get(recipe.method["name"])
     for entry in recipe.clients:
         if entry.rank is None or entry.rank == recipe.lora.rank:
             continue
@@ -121,9 +130,11 @@ def _check_ranks(recipe: Recipe) -> None:
             raise RecipeError(
                 f"client {entry.name}: rank = {entry.rank} is more than the adapter's, lora.rank = {recipe.lora.rank}"
             )
-        if not method.any_rank:
-            able = [name for name in methods.names() if methods.get(name).any_rank]
-            raise RecipeError(
-                f"client {entry.name}: rank = {entry.rank}, but {method.name} needs every client at lora.rank = "
-                f"{recipe.lora.rank}; methods that take lower ranks: {', '.join(able)}"
-            )
+        where = f"client {entry.name}: rank = {entry.rank}, of lora.rank = {recipe.lora.rank}"
+        capabilities.check(method_of(recipe.method), capabilities.LOWER_RANKS, where)
+
+
+def _check_optimizer(recipe: Recipe) -> None:
+    if recipe.server_optimizer is not None:
+        where = f"server_optimizer.name = {recipe.server_optimizer.name!r}"
+        capabilities.check(method_of(recipe.method), capabilities.SERVER_OPTIMIZER, where)

@@ -2,7 +2,7 @@
 
 from fedsrd import wire
 from fedsrd.core.lora import modules_of
-from fedsrd.core.tensors import BaseDelta, GlobalState, SparseTensor, Tensors, TensorSpec, TensorTable
+from fedsrd.core.tensors import GlobalState, SparseTensor, Tensors, TensorSpec, TensorTable
 from fedsrd.errors import PayloadError
 from fedsrd.federation.messages import Snapshot
 

@@ -1,8 +1,8 @@
 """The one way from a version of the global state to the next, for server, clients, library and Flower alike.
 
-`close` makes a broadcast of the clients' contributions, `advance` moves a state by a broadcast; the server moves its own
-state by the bytes that it sends, so that all hold the same bits whatever the number type rounds. Both are pure: on an
-error nothing has changed.
+`close` makes a broadcast of the clients' contributions, `advance` moves a state by a broadcast; the server moves its
+own state by the bytes that it sends, so that all hold the same bits whatever the number type rounds. Both are pure: on
+an error nothing has changed.
 """
 
 import time
@@ -26,7 +26,6 @@ from fedsrd.methods import (
     ServerOptimizer,
     capabilities,
 )
-
 
 _Update = Callable[[ServerContext], tuple[Delta, MethodState]]
 
@@ -177,7 +176,12 @@ def close(
     contributions = [_laid(one) for one in contributions]
     count = len(contributions)
     return _close(
-        config, state, memory, clients, count, lambda context: config.method.server_update(state, contributions, context)
+        config,
+        state,
+        memory,
+        clients,
+        count,
+        lambda context: config.method.server_update(state, contributions, context),
     )
 
 
@@ -191,9 +195,11 @@ def close_sum(
         RecipeError: the method needs single updates.
     """
     capabilities.check(config.method, capabilities.SUM_ONLY)
-    return _close(
-        config, state, memory, clients, count, lambda context: config.method.sum_update(state, total, context)
-    )
+
+    def update(context: ServerContext) -> tuple[Delta, MethodState]:
+        return config.method.sum_update(state, total, context)
+
+    return _close(config, state, memory, clients, count, update)
 
 
 def advance(config: FederationConfig, state: GlobalState, payload: bytes, clients: int) -> GlobalState:

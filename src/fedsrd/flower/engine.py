@@ -10,11 +10,12 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsrd.errors import PayloadError
-from fedsrd.federation.messages import Broadcast, Failure, Sync, TrainTask, Update
-from fedsrd.federation.server import LOST, Server
-from fedsrd.flower import notes
+from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask, Update
+from fedsrd.federation.remote import header
+from fedsrd.federation.server import Server
+from fedsrd.flower.records import content_of, envelope_of
 
-GREETING_SECONDS = 60.0
+HELLO_SECONDS = 60.0
 """How long the first answer of a new node is waited for."""
 SLOWEST_PAUSE = 1.0
 THEIR_OWN = (1, 2)
@@ -43,7 +44,7 @@ class FlowerEngine:
         grid: Flower's.
         server: whose clients these are.
         federation: the name by which clients tell this run from others; 16 hex digits.
-        work: what the client of that name must know of the recipe.
+        job: what the client of that name must know of the recipe.
         deadline: seconds that a round waits for answers, and a server for its clients.
         minimum: the fewest clients to wait for.
         watch: who is told.
@@ -54,7 +55,7 @@ class FlowerEngine:
         grid: Grid,
         server: Server,
         federation: str,
-        work: Callable[[str], notes.Work],
+        job: Callable[[str], header.Job],
         *,
         deadline: float,
         minimum: int,
@@ -63,12 +64,13 @@ class FlowerEngine:
         self._grid = grid
         self._server = server
         self._federation = federation
-        self._work = work
+        self._job = job
         self._deadline = deadline
         self._minimum = minimum
         self._watch = watch
         self._nodes: dict[int, Node] = {}
-        self._greeted: set[int] = set()
+        self._hailed: set[int] = set()
+        self._reports: list[Held] = []
 
     def names(self, *, wait: bool = True) -> list[str]:
         """The clients within reach, in the recipe's order. Waits until there are enough, at most for the deadline."""
@@ -78,8 +80,8 @@ class FlowerEngine:
             online = set(self._grid.get_node_ids())
             for gone in self._nodes.keys() - online:
                 self._watch.event("left", client=self._nodes.pop(gone).name)
-            self._greeted &= online
-            self._greet(sorted(online - self._greeted), min(GREETING_SECONDS, max(ends - time.monotonic(), 1.0)))
+            self._hailed &= online
+            self._hail(sorted(online - self._hailed), min(HELLO_SECONDS, max(ends - time.monotonic(), 1.0)))
             if len(self._nodes) >= self._minimum or time.monotonic() >= ends:
                 return self._server.in_order(node.name for node in self._nodes.values())
             time.sleep(pause)
@@ -114,14 +116,14 @@ class FlowerEngine:
 
     def _content(self, name: str, task: TrainTask) -> RecordDict:
         about, payload = self._order(name, task.sync)
-        note = notes.Task(**about, round=task.round, version=task.version, digest=task.digest)
-        return notes.pack(note, payload)
+        order = header.Train(**about, round=task.round, version=task.version, digest=task.digest)
+        return content_of(header.pack(order, payload))
 
     def _order(self, name: str, sync: Sync) -> tuple[dict[str, Any], bytes]:
         """What every order to a client says."""
-        about, payload = notes.note_of_sync(sync)
-        reset = self._server.ledger.known.get(name) == LOST
-        order = {"federation": self._federation, "name": name, "reset": reset, "work": self._work(name), "sync": about}
+        about, payload = header.header_of_sync(sync)
+        reset = self._server.lost(name)
+        order = {"federation": self._federation, "name": name, "reset": reset, "job": self._job(name), "sync": about}
         return order, payload
 
     def read(self, name: str, round_number: int, reply: Message | None) -> Update | Failure:
@@ -131,27 +133,32 @@ class FlowerEngine:
         if reply.has_error():
             return Failure(name, round_number, reason_of(reply))
         try:
-            note, payload = notes.unpack(reply.content, notes.Answer)
+            said, payload = header.unpack(envelope_of(reply.content), header.TrainReply)
         except PayloadError as error:
             return Failure(name, round_number, str(error))
-        if note.name != name or note.round != round_number:
-            return Failure(name, round_number, f"an answer of {note.name} to round {note.round}")
-        self._server.holds(name, note.held)
-        if note.failure is not None:
-            return Failure(name, round_number, note.failure, note.lost)
-        return Update(name, note.round, note.examples, payload, note.loss, note.seconds.model_dump())
+        if said.name != name or said.round != round_number:
+            return Failure(name, round_number, f"an answer of {said.name} to round {said.round}")
+        self._reports.append(Held(name, said.held))
+        if said.failure is not None:
+            return Failure(name, round_number, said.failure, said.lost)
+        return Update(name, said.round, said.examples, payload, said.loss, said.seconds.model_dump())
 
-    def deliver(self, broadcast: Broadcast, names: Sequence[str]) -> dict[str, str]:
+    def reports(self) -> list[Held]:
+        """What clients have said that they hold since this was last asked."""
+        found, self._reports = self._reports, []
+        return found
+
+    def deliver(self, broadcast: Broadcast, counted: Mapping[str, bool]) -> dict[str, str]:
         """Nobody at once: it travels with the next message to each client."""
         return {}
 
-    def settle(self, messages: Mapping[str, Sync]) -> dict[str, str]:
+    def finalize(self, messages: Mapping[str, Sync]) -> dict[str, str]:
         """Brings clients to the newest version; who is silent stays behind, and is told of."""
 
         def contents() -> Iterator[tuple[int, RecordDict]]:
             for name, sync in messages.items():
                 about, payload = self._order(name, sync)
-                yield self._id(name), notes.pack(notes.Settle(**about), payload)
+                yield self._id(name), content_of(header.pack(header.Finalize(**about), payload))
 
         found = {}
         for id, reply in self._exchange(contents(), self._deadline):
@@ -161,23 +168,23 @@ class FlowerEngine:
                 self._watch.event("failed", client=name, reason=f"not at the last version: {reason}")
                 continue
             try:
-                note_back, _ = notes.unpack(reply.content, notes.Settled)
+                said, _ = header.unpack(envelope_of(reply.content), header.SyncReply)
             except PayloadError as error:
                 self._watch.event("failed", client=name, reason=str(error))
                 continue
-            found[name] = note_back.digest
+            found[name] = said.digest
             self._watch.event(
-                "settled", client=name, bytes=messages[name].size, digest=note_back.digest, reason=note_back.failure
+                "settled", client=name, bytes=messages[name].size, digest=said.digest, reason=said.failure
             )
         return found
 
-    def look(self, names: Sequence[str], round_number: int) -> list[MetricRecord]:
+    def evaluate(self, names: Sequence[str], round_number: int) -> list[MetricRecord]:
         """Has clients evaluate the newest version on their own data; the metrics of those who did."""
 
         def contents() -> Iterator[tuple[int, RecordDict]]:
             for name in names:
                 about, payload = self._order(name, self._server.sync(name))
-                yield self._id(name), notes.pack(notes.Look(**about, round=round_number), payload)
+                yield self._id(name), content_of(header.pack(header.Evaluate(**about, round=round_number), payload))
 
         found = []
         for id, reply in self._exchange(contents(), self._deadline, "evaluate"):
@@ -185,8 +192,8 @@ class FlowerEngine:
             try:
                 if reply is None or reply.has_error():
                     raise PayloadError("no answer" if reply is None else reason_of(reply))
-                said, _ = notes.unpack(reply.content, notes.Settled)
-                self._server.holds(name, said.held if said.digest == self._server.digest else LOST)
+                said, _ = header.unpack(envelope_of(reply.content), header.SyncReply)
+                self._reports.append(Held(name, self._server.version, said.digest))
                 if said.failure is not None:
                     raise PayloadError(said.failure)
                 found += list(reply.content.metric_records.values())
@@ -194,40 +201,30 @@ class FlowerEngine:
                 self._watch.event("failed", client=name, reason=f"no evaluation: {error}")
         return found
 
-    def _greet(self, ids: Sequence[int], patience: float) -> None:
+    def _hail(self, ids: Sequence[int], patience: float) -> None:
         if not ids:
             return
-        greeting = notes.Greeting(federation=self._federation, names=self._server.roster)
-        for id, reply in self._exchange(((id, notes.pack(greeting)) for id in ids), patience):
+        hello = header.pack(header.Hello(federation=self._federation, names=self._server.roster))
+        for id, reply in self._exchange(((id, content_of(hello)) for id in ids), patience):
             if reply is None or (reply.has_error() and reply.error.code not in THEIR_OWN):
                 continue  # it may be on its way, or was killed in between; asked again next time
-            self._greeted.add(id)
+            self._hailed.add(id)
             try:
                 if reply.has_error():
                     raise PayloadError(reason_of(reply))
-                present, _ = notes.unpack(reply.content, notes.Present)
+                present, _ = header.unpack(envelope_of(reply.content), header.HelloReply)
             except PayloadError as error:
                 self._watch.event("refused", node=id, reason=str(error))
                 continue
             if present.name in (node.name for node in self._nodes.values()):
                 reason = f"another SuperNode is called {present.name} too; give each its own client name"
                 self._watch.event("refused", node=id, client=present.name, reason=reason)
-                self._greeted.discard(id)
+                self._hailed.discard(id)
                 continue
             self._nodes[id] = Node(id, present.name)
-            self._admit(present)
-
-    def _admit(self, present: notes.Present) -> None:
-        """Takes a client at its word about what it holds, as far as the word can be checked."""
-        server = self._server
-        if present.held < 0:
-            server.ledger.known.pop(present.name, None)
-        else:
-            # An older version cannot be compared; where it is another's, the first step forward will tell.
-            differs = present.held == server.version and present.digest != server.digest
-            server.holds(present.name, LOST if differs else present.held)
-        held = server.ledger.known.get(present.name)
-        self._watch.event("joined", client=present.name, held=present.held, resync=held == LOST)
+            held = Held(present.name, present.held, present.digest)
+            self._reports.append(held)
+            self._watch.event("joined", client=present.name, held=present.held, resync=self._server.differs(held))
 
     def _id(self, name: str) -> int:
         return next(node.id for node in self._nodes.values() if node.name == name)

@@ -1,4 +1,4 @@
-"""For Flower projects that have their own ClientApp: a mod that puts FedSRD between their training and the network.
+"""For Flower projects that have their own ClientApp: a mod that puts FedSRD between their training and the netjob.
 
     app = ClientApp(mods=[fedsrd_mod])
 
@@ -6,21 +6,26 @@ The train function stays as it is: it gets all of the adapter's arrays and gives
 sparse update of the method that the server's `FedSRD` strategy names.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, Context, Message, MetricRecord, RecordDict
 
-from fedsrd.core.factors import FACTORS, Base, Factor, Factors, LoraPair, ShapeTable
+from fedsrd.core import lora
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.lora import FACTORS
+from fedsrd.core.tensors import Tensors, TensorTable
 from fedsrd.errors import FederationError
 from fedsrd.federation.client import Client, Trainer
+from fedsrd.federation.remote.header import Job
+from fedsrd.federation.remote.replica import Replica
+from fedsrd.federation.remote.respond import Metrics
+from fedsrd.federation.remote.site import Site
 from fedsrd.federation.setup import method_of
-from fedsrd.flower.node import respond
-from fedsrd.flower.notes import NOTE, Work
-from fedsrd.flower.replica import Replica
-from fedsrd.flower.site import Site
-from fedsrd.training.models import adapter_tensors, factors_of_adapter
+from fedsrd.flower.records import HEADER, respond
+from fedsrd.methods import capabilities
+from fedsrd.training.models import adapter_tensors, tensors_of_adapter
 
 LARGEST = 1 << 31
 """Most adapter parameters that a server may name; a client's own code knows its model, this mod does not."""
@@ -41,14 +46,14 @@ def fedsrd_mod(message: Message, context: Context, call_next: Train) -> Message:
     Raises:
         FederationError: the train function's reply is not that; the server is told, and goes on without this client.
     """
-    if NOTE not in message.content.config_records:
+    if HEADER not in message.content.config_records:
         return call_next(message, context)
     return respond(message, context, _Borrowed(message, context, call_next))
 
 
 @dataclass(frozen=True)
 class _Borrowed:
-    """`node.Workshop` of a client whose own code trains."""
+    """`respond.ClientRuntime` of a client whose own code trains."""
 
     strict = False
 
@@ -56,35 +61,32 @@ class _Borrowed:
     context: Context
     call_next: Train
 
-    def table(self, work: Work) -> ShapeTable:
-        table = work.table()
-        if not table.modules or table.elements > LARGEST:
+    def table(self, job: Job) -> TensorTable:
+        table = job.table()
+        if not table.specs or table.elements > LARGEST:
             raise FederationError(
-                f"the server names {len(table.modules)} modules with {table.elements} parameters; expected 1 to "
+                f"the server names {len(table.specs)} tensors with {table.elements} parameters; expected 1 to "
                 f"{LARGEST} parameters (is the server's app FedSRD's own, not a FedSRD strategy?)"
             )
         return table
 
-    def trainer(self, work: Work, site: Site) -> Trainer:
-        if method_of(work.method).changes_base:
-            raise FederationError(
-                f"method {work.method['name']} changes the frozen weights, which a train function of one's own cannot "
-                "follow; use FedSRD's own client app"
-            )
-        return _Trainer(self, work.train_config)
+    def trainer(self, job: Job, site: Site) -> Trainer:
+        capabilities.check(method_of(job.method), capabilities.STRATEGY)
+        return _Trainer(self, job.train_config)
 
-    def look(self, client: Client, work: Work, round_number: int) -> RecordDict:
-        reply = self.call({**work.evaluate_config, "server-round": round_number}, client.model(client.factors))
+    def evaluate(self, client: Client, job: Job, round_number: int) -> Metrics:
+        model = method_of(job.method).model(client.state, {})
+        reply = self.call({**job.evaluate_config, "server-round": round_number}, model)
         metrics = list(reply.content.metric_records.values())
         if len(metrics) != 1 or "num-examples" not in metrics[0]:
             raise FederationError(
                 f"the evaluate function's reply has {len(metrics)} MetricRecords; expected one, with num-examples"
             )
-        return RecordDict({"metrics": metrics[0]})
+        return dict(metrics[0])
 
-    def call(self, config: dict[str, ConfigRecordValues], factors: Factors) -> Message:
-        """The reply of the project's own function for these factors."""
-        arrays = ArrayRecord({name: tensor.clone() for name, tensor in adapter_tensors(factors).items()})
+    def call(self, config: dict[str, ConfigRecordValues], tensors: Tensors) -> Message:
+        """The reply of the project's own function for these tensors."""
+        arrays = ArrayRecord({name: tensor.clone() for name, tensor in adapter_tensors(tensors).items()})
         task, sent = self.message, self.message.content
         task.content = RecordDict({"arrays": arrays, "config": ConfigRecord(config)})
         try:
@@ -95,14 +97,14 @@ class _Borrowed:
             raise FederationError(f"the client's own function failed: {reply.error.reason}")
         return reply
 
-    def finish(self, client: Client, work: Work, site: Site, replica: Replica) -> None:
+    def finish(self, client: Client, job: Job, site: Site, replica: Replica) -> None:
         if site.simulated:
             replica.remove()
 
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    factors: dict[str, LoraPair]
+    tensors: Tensors
     loss: float
 
 
@@ -114,25 +116,17 @@ class _Trainer:
         self._config = config
         self.count = 0
 
-    def train(
-        self,
-        start: Factors,
-        round_number: int,
-        trained: Sequence[Factor],
-        on_step: Callable[[int, float], None],
-        *,
-        base: Base,
-        proximal: float,
-    ) -> _Result:
+    def train(self, plan: LocalPlan, round_number: int, on_step: Callable[[int, float], None]) -> _Result:
+        factors = {lora.split(name)[1] for name in plan.trained}
         config: dict[str, ConfigRecordValues] = {
             **self._config,
             "server-round": round_number,
-            "train-factors": "".join(factor for factor in FACTORS if factor in trained),
-            "proximal-mu": proximal,
+            "train-factors": "".join(factor for factor in FACTORS if factor in factors),
+            "proximal-mu": plan.proximal,
         }
-        return self._result(self._borrowed.call(config, start), start, trained)
+        return self._result(self._borrowed.call(config, plan.start), plan)
 
-    def _result(self, reply: Message, start: Factors, trained: Sequence[Factor]) -> _Result:
+    def _result(self, reply: Message, plan: LocalPlan) -> _Result:
         arrays, metrics = list(reply.content.array_records.values()), list(reply.content.metric_records.values())
         if len(arrays) != 1 or len(metrics) != 1 or "num-examples" not in metrics[0]:
             raise FederationError(
@@ -140,7 +134,7 @@ class _Trainer:
                 "one of each, with num-examples"
             )
         tensors = {name: array.to(torch.float32) for name, array in arrays[0].to_torch_state_dict().items()}
-        expected = adapter_tensors(start)
+        expected = adapter_tensors(plan.start)
         wrong = [
             name
             for name in {**expected, **tensors}
@@ -148,16 +142,14 @@ class _Trainer:
         ]
         if wrong:
             raise FederationError(f"the train function's arrays differ from the adapter's in name or shape: {wrong[0]}")
-        found = factors_of_adapter(tensors)
-        factors = {name: found[name] for name in start}
-        for name, pair in factors.items():
-            for factor in FACTORS:
-                if factor not in trained and not torch.equal(getattr(pair, factor), getattr(start[name], factor)):
-                    raise FederationError(
-                        f"the method trains only factor {'and '.join(trained)}, but factor {factor} of {name} has "
-                        "changed; freeze it (train-factors in the message's config)"
-                    )
+        found = tensors_of_adapter(tensors)
+        for name, before in plan.start.items():
+            if name not in plan.trained and not torch.equal(found[name], before):
+                raise FederationError(
+                    f"the method does not train {name}, but it has changed; freeze it (train-factors in the message's "
+                    "config)"
+                )
         metric: MetricRecord = metrics[0]
         self.count = int(metric["num-examples"])  # type: ignore[arg-type]
         loss = metric.get("train_loss", metric.get("loss", 0.0))
-        return _Result(factors, float(loss) if isinstance(loss, int | float) else 0.0)
+        return _Result(found, float(loss) if isinstance(loss, int | float) else 0.0)

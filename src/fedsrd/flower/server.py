@@ -15,14 +15,14 @@ from fedsrd import recipe as recipes
 from fedsrd.errors import RecipeError
 from fedsrd.federation.driver import Driver
 from fedsrd.federation.records import Record
+from fedsrd.federation.remote.header import Job
+from fedsrd.federation.remote.log import Log, resident_mib
 from fedsrd.federation.resume import restore
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.session import EMBEDDED, Assets, Session
-from fedsrd.federation.setup import Prepared, check, method_of, server_of
+from fedsrd.federation.setup import Prepared, check, config_of, method_of, server_of
 from fedsrd.flower.engine import FlowerEngine
-from fedsrd.flower.log import Log, resident_mib
-from fedsrd.flower.notes import Work
-from fedsrd.methods import Method
+from fedsrd.methods import Method, capabilities
 from fedsrd.recipe import Recipe
 from fedsrd.report import terminal
 from fedsrd.report.board import Board
@@ -105,22 +105,21 @@ class _Watch:
 def _serve(
     grid: Grid, recipe: Recipe, prepared: Prepared, watch: _Watch, config: Mapping[str, Any]
 ) -> tuple[Record, list[Record]]:
-    folder, table = prepared.folder, prepared.table
-    method = method_of(recipe.method)
-    server = server_of(recipe, table, method)
-    session = _judge(recipe, prepared, watch, method)
+    folder = prepared.folder
+    server = server_of(recipe, config_of(recipe, prepared.table))
+    session = _judge(recipe, prepared, watch, server.config.method)
     restored = restore(folder)
     federation = restored[0].federation if restored else secrets.token_hex(8)
 
     def quality() -> dict[str, Any]:
-        return session.record(server.version, server.model(), server.base) if session else {"eval": {}}
+        return session.record(server.version, server.model(), server.state.base_delta) if session else {"eval": {}}
 
     asked = recipe.participation
     engine = FlowerEngine(
         grid,
         server,
         federation,
-        partial(_work, recipe),
+        partial(_job, recipe),
         deadline=asked.deadline,
         minimum=asked.minimum,
         watch=watch,
@@ -128,9 +127,8 @@ def _serve(
     driver = Driver(
         recipe,
         folder,
-        table,
+        prepared.table,
         prepared.lora,
-        method,
         Rounds(server, engine, asked, recipe.seed, watch.warn),
         watch,
         quality,
@@ -157,11 +155,7 @@ def _chosen(config: Mapping[str, Any], resume: bool) -> tuple[Recipe, RunFolder]
     else:
         recipe = recipes.load(_found(path) if path else None, overrides)
         folder = RunFolder(Path(out) if out else Path("runs") / f"{recipe.name}-{terminal.now()}")
-    if method_of(recipe.method).pooled:
-        raise RecipeError(
-            f"method.name = {recipe.method['name']!r} has all data in one place, so it runs in one process only: "
-            "fedsrd run"
-        )
+    capabilities.check(method_of(recipe.method), capabilities.NETWORK)
     return recipe, folder
 
 
@@ -192,10 +186,10 @@ def _judge(recipe: Recipe, prepared: Prepared, watch: _Watch, method: Method) ->
     return Session(recipe.model_copy(update={"clients": []}), prepared.lora, watch, Assets())
 
 
-def _work(recipe: Recipe, name: str) -> Work:
+def _job(recipe: Recipe, name: str) -> Job:
     entry = next((entry for entry in recipe.clients if entry.name == name), None)
     tables = recipe.model_dump(include={"model", "lora", "training"}, exclude_none=True)
-    return Work(
+    return Job(
         method=recipe.method,
         seed=recipe.seed,
         uplink=recipe.wire.uplink,

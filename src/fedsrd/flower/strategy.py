@@ -15,17 +15,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRec
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedsrd.core.factors import Factors, ShapeTable
+from fedsrd.core.tensors import GlobalState, TensorTable
 from fedsrd.errors import FederationError, RecipeError
-from fedsrd.federation.messages import Failure, Update
+from fedsrd.federation.messages import Update
+from fedsrd.federation.remote.header import Job
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.sampling import choose, share
 from fedsrd.federation.server import Server
-from fedsrd.federation.setup import method_of
-from fedsrd.flower import notes
+from fedsrd.federation.setup import method_of, optimizer_of
+from fedsrd.federation.transition import FederationConfig
 from fedsrd.flower.engine import FlowerEngine
+from fedsrd.methods import ServerOptimizerOptions, capabilities
 from fedsrd.recipe import ParticipationSection, WireSection
-from fedsrd.training.models import adapter_tensors, factors_of_adapter
+from fedsrd.training.models import adapter_tensors, tensors_of_adapter
 
 LOGGER = getLogger("flwr")
 
@@ -36,6 +38,7 @@ class FedSRD(Strategy):
     Args:
         method: any of FedSRD's methods that needs no more of the clients than their factors: "fedsrd", "fedavg", ...
         options: the method's, as in a recipe's [method] table.
+        server_optimizer: as a recipe's [server_optimizer] table; None for the method's own, or none.
         fraction_train: share of the clients that are asked in a round.
         fraction_evaluate: share of the clients that evaluate after a round, by an evaluate function of their own.
         min_train_nodes: fewest usable updates that a round needs, and fewest clients to wait for.
@@ -54,6 +57,7 @@ class FedSRD(Strategy):
         method: str = "fedsrd",
         *,
         options: Mapping[str, Any] | None = None,
+        server_optimizer: Mapping[str, Any] | None = None,
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
         min_train_nodes: int = 1,
@@ -65,8 +69,12 @@ class FedSRD(Strategy):
     ) -> None:
         self._chosen = {"name": method, **(options or {})}
         self.method = method_of(self._chosen)
-        if self.method.pooled or self.method.changes_base:
-            raise RecipeError(f"method {method!r} needs more than the clients' factors; use FedSRD's own app")
+        capabilities.check(self.method, capabilities.STRATEGY, f"method = {method!r}")
+        if server_optimizer is not None:
+            capabilities.check(self.method, capabilities.SERVER_OPTIMIZER, "server_optimizer")
+        self._optimizer = optimizer_of(
+            self.method, None if server_optimizer is None else ServerOptimizerOptions.model_validate(server_optimizer)
+        )
         self.participation = ParticipationSection(
             fraction=fraction_train, minimum=min_train_nodes, norm_bound=norm_bound, attempts=attempts
         )
@@ -74,8 +82,8 @@ class FedSRD(Strategy):
         self._weighting = weighting
         self._seed = seed
         self._wire = wire or WireSection()
-        self._server: Server | None = None
         self._engine: FlowerEngine | None = None
+        self._rounds: Rounds | None = None
         self._asked: dict[str, int] = {}
 
     def summary(self) -> None:
@@ -111,9 +119,9 @@ class FedSRD(Strategy):
             FederationError: a round had too few usable answers in every attempt.
         """
         self.prepare(grid, initial_arrays, timeout, train_config, evaluate_config)
-        server, engine = self._ready()
+        rounds, _ = self._ready()
+        server = rounds.server
         self.summary()
-        rounds = Rounds(server, engine, self.participation, self._seed, LOGGER.warning)
         result = Result()
         result.arrays = self._arrays(server)
         _note(result.evaluate_metrics_serverapp, 0, evaluate_fn and evaluate_fn(0, result.arrays))
@@ -126,11 +134,11 @@ class FedSRD(Strategy):
             LOGGER.info("[ROUND %d/%d] %s", number, num_rounds, metrics)
             LOGGER.info("\t└──> %d bytes up, %d down", up, sum(done.bytes_down.values()))
             result.train_metrics_clientapp[number] = metrics
-            if looked := self._look(number):
+            if looked := self._evaluated(number):
                 LOGGER.info("\t└──> %s", looked)
                 result.evaluate_metrics_clientapp[number] = looked
             _note(result.evaluate_metrics_serverapp, number, evaluate_fn and evaluate_fn(number, result.arrays))
-        rounds.settle()
+        rounds.finalize()
         return result
 
     def prepare(
@@ -142,40 +150,37 @@ class FedSRD(Strategy):
         evaluate_config: ConfigRecord | None = None,
     ) -> None:
         """Makes server and engine for an adapter; `start` does this. Arguments and errors as there."""
-        factors = factors_of_adapter(initial_arrays.to_torch_state_dict())
-        factors = {name: type(pair)(*(tensor.float() for tensor in pair)) for name, pair in factors.items()}
-        table = ShapeTable.of(factors)
-        modules = [(m.name, m.out_features, m.in_features, m.rank) for m in table.modules]
-        work = notes.Work(
+        tensors = {
+            name: tensor.float() for name, tensor in tensors_of_adapter(initial_arrays.to_torch_state_dict()).items()
+        }
+        table = TensorTable.of(tensors)
+        job = Job(
             method=self._chosen,
             seed=self._seed,
             uplink=self._wire.uplink,
-            modules=modules,
+            tensors=list(table.specs),
             train_config=_settings(train_config, "train_config"),
             evaluate_config=_settings(evaluate_config, "evaluate_config"),
         )
         asked = self.participation
-        server = Server(
-            table,
-            self.method,
-            self._weighting,
-            self._seed,
-            self._wire.downlink,
-            minimum=asked.minimum,
-            norm_bound=asked.norm_bound or None,
+        config = FederationConfig(
+            self.method, table, self._seed, self._wire.uplink, self._wire.downlink, self._optimizer
         )
-        server.restore(factors, 0)
+        server = Server(config, self._weighting, minimum=asked.minimum, norm_bound=asked.norm_bound or None)
+        start = config.start()
+        # What a method replicates besides the model starts at zero.
+        server.restore(GlobalState({**start.tensors, **tensors}))
         server.seeded = False
-        self._server = server
         self._engine = FlowerEngine(
             grid,
             server,
             secrets.token_hex(8),
-            lambda _: work,
+            lambda _: job,
             deadline=timeout,
             minimum=asked.minimum,
             watch=_Told(),
         )
+        self._rounds = Rounds(server, self._engine, asked, self._seed, LOGGER.warning)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -185,32 +190,28 @@ class FedSRD(Strategy):
         """
         if self._engine is None:
             self.prepare(grid, arrays, train_config=config)
-        server, engine = self._ready()
-        names = engine.names()
-        wanted = share(len(names), self.participation.fraction, self.participation.minimum)
-        chosen = choose(names, wanted, self._seed, server_round)
-        messages = [engine.message(name, server.task(name)) for name in chosen]
-        self._asked = {name: message.metadata.dst_node_id for name, message in zip(chosen, messages, strict=True)}
+        rounds, engine = self._ready()
+        tasks = rounds.tasks(1, {})
+        messages = [engine.message(name, task) for name, task in tasks.items()]
+        self._asked = {name: message.metadata.dst_node_id for name, message in zip(tasks, messages, strict=True)}
         return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Closes the round; (None, None) where too few answers were usable."""
-        server, engine = self._ready()
+        rounds, engine = self._ready()
         by_node = {reply.metadata.src_node_id: reply for reply in replies}
-        answers = [engine.read(name, server.version + 1, by_node.get(node)) for name, node in self._asked.items()]
-        for answer in answers:
-            if isinstance(answer, Failure) and answer.lost:
-                server.forget(answer.client)
+        number = rounds.server.version + 1
+        answers = {name: engine.read(name, number, by_node.get(node)) for name, node in self._asked.items()}
         try:
-            closed = server.close_round(answers)
+            closed = rounds.close(answers)
         except FederationError as error:
             LOGGER.warning("%s", error)
             return None, None
         for failure in closed.rejected:
             LOGGER.warning("round %d: %s is left out: %s", server_round, failure.client, failure.reason)
-        return self._arrays(server), self._metrics(closed.accepted)
+        return self._arrays(rounds.server), self._metrics(closed.accepted)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -222,12 +223,13 @@ class FedSRD(Strategy):
         """Nothing."""
         return None
 
-    def _look(self, number: int) -> MetricRecord | None:
+    def _evaluated(self, number: int) -> MetricRecord | None:
         """The clients' own metrics, weighted by their examples."""
-        _, engine = self._ready()
-        names = engine.names(wait=False)
+        rounds, engine = self._ready()
+        names = rounds.names(wait=False)
         wanted = share(len(names), self._fraction_evaluate, 1) if self._fraction_evaluate else 0
-        found = engine.look(choose(names, wanted, self._seed, number, -1), number) if wanted else []
+        found = engine.evaluate(choose(names, wanted, self._seed, number, -1), number) if wanted else []
+        rounds.take_reports()
         total = sum(_number(metrics["num-examples"]) for metrics in found)
         if not found or not total:
             return None
@@ -238,15 +240,14 @@ class FedSRD(Strategy):
         }
         return MetricRecord({**means, "num-examples": total})
 
-    def _ready(self) -> tuple[Server, FlowerEngine]:
-        if self._server is None or self._engine is None:
+    def _ready(self) -> tuple[Rounds, FlowerEngine]:
+        if self._rounds is None or self._engine is None:
             raise FederationError("FedSRD.prepare(grid, initial_arrays) must come first; FedSRD.start does it")
-        return self._server, self._engine
+        return self._rounds, self._engine
 
     @staticmethod
     def _arrays(server: Server) -> ArrayRecord:
-        model: Factors = server.model()
-        return ArrayRecord({name: tensor.clone() for name, tensor in adapter_tensors(model).items()})
+        return ArrayRecord({name: tensor.clone() for name, tensor in adapter_tensors(server.model()).items()})
 
     @staticmethod
     def _metrics(accepted: Iterable[Update]) -> MetricRecord:

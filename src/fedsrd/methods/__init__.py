@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 from importlib.metadata import entry_points
 
+from fedsrd.core.server_optimizer import ServerOptimizer, ServerOptimizerOptions
 from fedsrd.methods.method import (
     ClientContext,
     Contribution,
@@ -18,7 +19,6 @@ from fedsrd.methods.method import (
     ServerContext,
 )
 from fedsrd.methods.registry import get, names, register
-from fedsrd.methods.server_optimizer import ServerOptimizer, ServerOptimizerOptions
 
 __all__ = [
     "ClientContext",

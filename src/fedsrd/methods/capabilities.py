@@ -96,7 +96,8 @@ def check(method: Method, host: Host, where: str = "") -> None:
         return
     reasons = " and ".join(need.value for need in missing)
     instead = f"; {host.instead}" if host.instead else ""
+    given = where or f"method.name = {method.name!r}"
     raise RecipeError(
-        f"{where or f'method.name = {method.name!r}'}: {method.name} {reasons}, which {host.name} cannot follow{instead}."
-        f" Methods that fit: {', '.join(fitting(host))}"
+        f"{given}: {method.name} {reasons}, which {host.name} cannot follow{instead}. "
+        f"Methods that fit: {', '.join(fitting(host))}"
     )

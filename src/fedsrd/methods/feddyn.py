@@ -2,7 +2,8 @@
 
 Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021 (arXiv 2111.04263). A client minimises
 
-    L_i(theta) - <lambda_i, theta> + alpha/2 ||theta - theta_global||^2,       lambda_i <- lambda_i - alpha (theta_i - theta_global)
+    L_i(theta) - <lambda_i, theta> + alpha/2 ||theta - theta_global||^2
+    lambda_i <- lambda_i - alpha (theta_i - theta_global)
 
 and the server, with N clients in all of which S took part,
 
@@ -67,7 +68,7 @@ class FedDyn(Method):
     def aggregate(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
     ) -> Iterable[tuple[str, SparseTensor]]:
-        """sum p_i (theta_i - theta_global) - h / alpha, with the new h."""
+        """Sum p_i (theta_i - theta_global) - h / alpha, with the new h."""
         deltas, weights = [one.delta for one in contributions], [one.weight for one in contributions]
         for name, tensor in state.tensors.items():
             mean = add_weighted(torch.zeros(tensor.shape), name, deltas, weights)
@@ -83,7 +84,7 @@ class FedDyn(Method):
         return delta, {**memory, **h}
 
     def _next(self, name: str, like: Tensor, deltas: Sequence[Delta], context: ServerContext) -> Tensor:
-        """h <- h - alpha / N sum_i delta_i."""
+        """H <- h - alpha / N sum_i delta_i."""
         share = -self.options.alpha / max(context.clients, len(deltas))
         before = context.memory.get(f"h/{name}", torch.zeros_like(like))
         return add_weighted(before.clone(), name, deltas, [share] * len(deltas))

@@ -113,9 +113,7 @@ class FedSRD(Method):
         """The sum itself, where clients decompose."""
         return total.items() if self.linear else super().aggregate_sum(state, total, context)
 
-    def compress(
-        self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext
-    ) -> Delta:
+    def compress(self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext) -> Delta:
         """A part of the elements, at random or by importance."""
         seed = rng.integer(context.seed, "download mask", context.round)
         return {name: self._thinned(name, step.dense(), state.tensors, seed) for name, step in steps}

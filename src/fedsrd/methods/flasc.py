@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.server_optimizer import ServerOptimizer, ServerOptimizerOptions
 from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, add_weighted, difference
 from fedsrd.methods.method import (
     ClientContext,
@@ -28,7 +29,6 @@ from fedsrd.methods.method import (
     ServerContext,
 )
 from fedsrd.methods.registry import register
-from fedsrd.methods.server_optimizer import ServerOptimizer, ServerOptimizerOptions
 
 Share = Annotated[float, Field(gt=0, le=1)]
 

@@ -15,15 +15,15 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.server_optimizer import ServerOptimizer, ServerOptimizerOptions
 from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, TensorTable, add
-from fedsrd.methods.server_optimizer import ServerOptimizer, ServerOptimizerOptions
 
 MethodState = Mapping[str, Tensor]
 """What one side keeps between rounds, by names of the method's choice. A method gets the last one and returns the next;
 it counts when its round does."""
 
 Received = Callable[[Delta], Delta]
-"""What the receiver will decode of a delta: rounded to the number type, without what became zero. Exact, bit for bit."""
+"""What the receiver will decode of a delta, bit for bit: rounded to the number type, without what became zero."""
 
 
 def as_it_is(delta: Delta) -> Delta:
@@ -194,9 +194,7 @@ class Method(ABC):
         """Whether the server optimizer changes this tensor's aggregate."""
         return True
 
-    def compress(
-        self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext
-    ) -> Delta:
+    def compress(self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext) -> Delta:
         """What is broadcast of the step, tensor by tensor: all of it, unless a method says otherwise."""
         return dict(steps)
 

@@ -5,8 +5,9 @@ Server and every client i keep a control variate, c and c_i, of the model's own 
 
     g(y) - c_i + c
 
-and update theirs to c_i+, the mean of the gradients g that they met: the paper's option II, c_i - c + (x - y) / (K eta),
-which is that mean for plain SGD, and is not one for an adaptive local optimizer such as ours. Both changes travel:
+and update theirs to c_i+, the mean of the gradients g that they met: the paper's option II,
+c_i - c + (x - y) / (K eta), which is that mean for plain SGD, and is none for an adaptive local optimizer such as ours.
+Both changes travel:
 
     x = x + eta_g sum p_i (y_i - x)            c = c + (|S| / N) mean_i (c_i+ - c_i)
 
@@ -87,7 +88,7 @@ class Scaffold(Method):
     def aggregate(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
     ) -> Iterable[tuple[str, SparseTensor]]:
-        """sum p_i of the model's changes; |S| / N times the plain mean of the control variates'."""
+        """Sum p_i of the model's changes; |S| / N times the plain mean of the control variates'."""
         deltas = [one.delta for one in contributions]
         model = list(self.model(state, {}))
         yield from average(model, deltas, [one.weight for one in contributions]).items()

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fedsrd.core.factors import ShapeTable
+from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import ModelError
 
 KNOWN = {"meta-llama/Llama-3.2-3B": "llama-3.2-3b", "Qwen/Qwen2-7B": "qwen2-7b"}
@@ -21,7 +21,7 @@ class Architecture:
 
     Attributes:
         model: as it was named.
-        table: the adapted modules.
+        table: the adapter's tensors.
         parameters: of the base model.
         layers: number of decoder layers.
         hidden: width of the residual stream.
@@ -31,7 +31,7 @@ class Architecture:
     """
 
     model: str
-    table: ShapeTable
+    table: TensorTable
     parameters: int
     layers: int
     hidden: int

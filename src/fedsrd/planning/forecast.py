@@ -5,14 +5,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedsrd import methods
-from fedsrd.errors import RecipeError
+from fedsrd.core import lora
+from fedsrd.methods import capabilities
 from fedsrd.planning import memory, payloads
 from fedsrd.planning.architecture import Architecture
-from fedsrd.wire import Coding
-from fedsrd.wire.coding import ValueType as ValueCoding
+from fedsrd.wire import WireOptions
+from fedsrd.wire.options import ValueType
 
-VALUES: tuple[ValueCoding, ...] = ("float32", "bfloat16", "int8", "int4")
-CODINGS: dict[str, Coding] = {"paper's format": payloads.PAPER, **{values: Coding(values=values) for values in VALUES}}
+VALUES: tuple[ValueType, ...] = ("float32", "bfloat16", "int8", "int4")
+WIRES: dict[str, WireOptions] = {
+    "paper's format": payloads.PAPER,
+    **{values: WireOptions(values=values) for values in VALUES},
+}
 PAPERS_DENSITY = 0.052
 """Of FedSRD's uplink: arXiv 2510.04601, its experiments."""
 
@@ -46,7 +50,7 @@ class Setting:
 
 def federated() -> list[str]:
     """The methods that send anything, sorted."""
-    return [name for name in methods.names() if not methods.get(name).reference]
+    return capabilities.fitting(capabilities.PLANNER)
 
 
 def forecast(model: Architecture, setting: Setting, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -62,17 +66,15 @@ def forecast(model: Architecture, setting: Setting, names: Sequence[str] | None 
     """
     rows = []
     for name in names if names is not None else federated():
-        if methods.get(name).reference:
-            raise RecipeError(
-                f"--method {name}: a reference point that sends nothing; choose of {', '.join(federated())}"
-            )
-        found = payloads.costs(name, model.table, setting.clients, list(CODINGS.values()), setting.density)
-        rows += [_row(name, label, cost, setting) for label, cost in zip(CODINGS, found, strict=True)]
+        kind = methods.get(name)
+        capabilities.check(kind(kind.Options()), capabilities.PLANNER, f"--method {name}")
+        found = payloads.costs(name, model.table, setting.clients, list(WIRES.values()), setting.density)
+        rows += [_row(name, label, cost, setting) for label, cost in zip(WIRES, found, strict=True)]
     used = memory.client(model, setting.dtype, setting.batch, setting.length, checkpointing=setting.checkpointing)
     return {
         "model": model.model,
         "parameters": model.parameters,
-        "adapted_modules": len(model.table.modules),
+        "adapted_modules": len(lora.modules_of(model.table)),
         "adapter_parameters": model.table.elements,
         "dense_float32_bytes": 4 * model.table.elements,
         "setting": asdict(setting),

@@ -1,11 +1,11 @@
 """Payload lengths before there is an update: every method's own code and the real encoder, on a small sample.
 
-What a slot costs grows with its elements, so it is measured on modules of at most `WIDEST` features with synthetic
+What a tensor costs grows with its elements, so it is measured on modules of at most `WIDEST` features with synthetic
 changes, and scaled. Only one thing about real updates is assumed: the density that an adaptive ratio comes to. The
 paper reports 5.2 %; runs of the embedded model start near 9 % and fall below 5 % (docs/bytes.md).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,12 @@ import numpy as np
 import torch
 
 from fedsrd import methods
-from fedsrd.core.factors import FACTORS, Delta, Factor, Factors, LoraPair, ModuleShape, ShapeTable, initial_factors
-from fedsrd.methods import ClientStep, Method, ServerStep
-from fedsrd.wire import Coding, Kind, encode_delta
+from fedsrd.core import lora
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.lora import LoraModule
+from fedsrd.core.tensors import Delta, GlobalState, Tensors, TensorTable, initial_tensors
+from fedsrd.methods import ClientContext, Contribution, Method, ServerContext, ServerOptimizer
+from fedsrd.wire import Kind, WireOptions, encode_delta
 
 Array = np.ndarray[Any, Any]
 
@@ -26,7 +29,7 @@ SPREAD = 0.6
 """Of the logarithms of the norms of B's columns."""
 STEPS = 4
 """Of the synthetic local training."""
-PAPER = Coding(values="float32", positions="bitmap", exponents="raw")
+PAPER = WireOptions(values="float32", positions="bitmap", exponents="raw")
 """What the paper counts: float32 values and one bit a parameter."""
 
 
@@ -44,27 +47,27 @@ def options_for(name: str, density: float) -> dict[str, object]:
     return {"ratio": "fixed", "alpha": 1.0 - density, "upper": 0.9999} if "ratio" in fields else {}
 
 
-def costs(name: str, table: ShapeTable, clients: int, codings: Sequence[Coding], density: float) -> list[Cost]:
-    """What one client sends and gets in a round of a method, by coding.
+def costs(name: str, table: TensorTable, clients: int, wires: Sequence[WireOptions], density: float) -> list[Cost]:
+    """What one client sends and gets in a round of a method, one cost for each of `wires`.
 
     Args:
         name: the method's.
-        table: the adapted modules.
+        table: the adapter's tensors.
         clients: that take part in a round.
-        codings: of both directions.
+        wires: how both directions are written.
         density: share of elements that an adaptive ratio keeps.
     """
     kind = methods.get(name)
     method = kind(kind.Options(**options_for(name, density)))
     samples = [_Sample(method, table, min(clients, MOST_CLIENTS), round_number) for round_number in (1, 2)]
     found = []
-    for coding in codings:
+    for wire in wires:
         up = down = 0.0
         for sample in samples:
-            up += sample.length(coding, uplink=True) / 2
+            up += sample.length(wire, uplink=True) / 2
             # A stacked broadcast has as many blocks as clients.
-            grows = sample.wire != sample.table
-            down += sample.length(coding, uplink=False) * (max(clients / MOST_CLIENTS, 1.0) if grows else 1.0) / 2
+            grows = sample.stacked
+            down += sample.length(wire, uplink=False) * (max(clients / MOST_CLIENTS, 1.0) if grows else 1.0) / 2
         found.append(Cost(up, down))
     return found
 
@@ -72,73 +75,79 @@ def costs(name: str, table: ShapeTable, clients: int, codings: Sequence[Coding],
 class _Sample:
     """One round of a method on two modules of every shape, no wider than `WIDEST`."""
 
-    def __init__(self, method: Method, table: ShapeTable, clients: int, round_number: int) -> None:
-        shapes = {_narrowed(module) for module in table.modules}
-        self._real = table
-        self._names = {shape: (f"{place}.a", f"{place}.b") for place, shape in enumerate(sorted(shapes))}
-        self.table = ShapeTable(
-            tuple(ModuleShape(name, *shape) for shape, names in self._names.items() for name in names)
-        )
-        self.wire = method.downlink_table(self.table, clients)
-        self._stacked = method.downlink_table(table, clients)
+    def __init__(self, method: Method, table: TensorTable, clients: int, round_number: int) -> None:
+        self._modules = lora.modules_of(table)
+        shapes = sorted({_narrowed(module) for module in self._modules})
+        self._names = {shape: (f"{place}.a", f"{place}.b") for place, shape in enumerate(shapes)}
+        small = lora.table_of(LoraModule(name, *shape) for shape, names in self._names.items() for name in names)
+        held = method.state_table(small)
+        real = method.state_table(table)
+        self._up_tables = method.uplink_table(held), method.uplink_table(real)
+        self._down_tables = method.downlink_table(held, clients), method.downlink_table(real, clients)
+        self.stacked = self._down_tables[0] != held
         random = np.random.default_rng(0)
-        state = {
-            name: LoraPair(torch.from_numpy(_columns(pair.B.shape, random)).float(), pair.A)
-            for name, pair in initial_factors(self.table, 0).items()
+        tensors = {
+            name: torch.from_numpy(_columns(tensor.shape, random)).float() if lora.split(name)[1] == "B" else tensor
+            for name, tensor in initial_tensors(held, 0).items()
         }
-        deltas = []
-        for client in range(clients):
-            step = ClientStep(round_number, f"client-{client}", 0)
-            before = method.local_start(state, step)
-            after = _trained(before, method.trained(round_number), random)
-            deltas.append(method.client_update(before, after, step))
-        self._up = deltas[0]
-        self._down = method.server_update(state, deltas, [1 / clients] * clients, ServerStep(round_number, 0))
+        state = GlobalState(tensors, {}, round_number - 1)
+        contributions = []
+        for number in range(clients):
+            context = ClientContext(round_number, 0, f"client-{number}")
+            plan = method.local_plan(state, context)
+            after = _trained(plan, random)
+            delta, _ = method.client_update(plan, after, context)
+            contributions.append(Contribution(context.client, delta, 1 / clients))
+        self._up = contributions[0].delta
+        own = method.default_optimizer
+        server = ServerContext(round_number, 0, clients, optimizer=None if own is None else ServerOptimizer(own))
+        self._down, _ = method.server_update(state, contributions, server)
 
-    def length(self, coding: Coding, *, uplink: bool) -> float:
+    def length(self, wire: WireOptions, *, uplink: bool) -> float:
         """Bytes of the payload for the whole adapter."""
-        delta, table = (self._up, self.table) if uplink else (self._down, self.wire)
-        real = self._real if uplink else self._stacked
+        delta, (small, real) = (self._up, self._up_tables) if uplink else (self._down, self._down_tables)
         kind = Kind.UPLINK if uplink else Kind.DOWNLINK
 
-        def measure(names: tuple[str, ...], factor: Factor) -> tuple[int, int]:
-            chosen = ShapeTable(tuple(module for module in table.modules if module.name in names))
-            part: Delta = {slot: s for slot, s in delta.items() if slot.module in names and slot.factor == factor}
-            elements = sum(rows * columns for rows, columns in (chosen.shapes[slot] for slot in part))
-            return len(encode_delta(part, chosen, kind, 1, 0, coding, 0)), elements
+        def measure(modules: tuple[str, ...], suffix: str) -> int:
+            chosen = TensorTable(tuple(spec for spec in small.specs if _module(spec.name) in modules))
+            part: Delta = {
+                name: sparse
+                for name, sparse in delta.items()
+                if _module(name) in modules and name.removeprefix(_module(name)) == suffix
+            }
+            return len(encode_delta(part, chosen, kind, 1, 0, wire, 0))
 
-        empty = len(encode_delta({}, ShapeTable(()), kind, 1, 0, coding, 0))
-        total = float(empty)
+        total = float(len(encode_delta({}, TensorTable(()), kind, 1, 0, wire, 0)))
+        sizes = {spec.name: spec.elements for spec in small.specs}
+        reals = {spec.name: spec.elements for spec in real.specs}
         for shape, (first, second) in self._names.items():
-            for factor in FACTORS:
-                one, _ = measure((first,), factor)
-                two, elements = measure((first, second), factor)
-                if not elements:
-                    continue
-                bytes_an_element = (two - one) / (elements / 2)
-                total += bytes_an_element * sum(_elements(real, shape, factor))
+            for suffix in [name.removeprefix(first) for name in delta if _module(name) == first]:
+                bytes_an_element = (measure((first, second), suffix) - measure((first,), suffix)) / sizes[
+                    first + suffix
+                ]
+                same = [module.name for module in self._modules if _narrowed(module)[:2] == shape[:2]]
+                total += bytes_an_element * sum(reals[name + suffix] for name in same)
         return total
 
 
-def _narrowed(module: ModuleShape) -> tuple[int, int, int]:
+def _module(name: str) -> str:
+    """The sample's module that a tensor belongs to: the first two parts of its name."""
+    return ".".join(name.split(".")[:2])
+
+
+def _narrowed(module: LoraModule) -> tuple[int, int, int]:
     return min(module.out_features, WIDEST), min(module.in_features, WIDEST), module.rank
 
 
-def _elements(table: ShapeTable, shape: tuple[int, int, int], factor: Factor) -> Iterator[int]:
-    for module in table.modules:
-        features = module.out_features if factor == "B" else module.in_features
-        if _narrowed(module)[:2] == shape[:2]:
-            yield features * module.rank
-
-
-def _trained(before: Factors, trained: Sequence[Factor], random: np.random.Generator) -> Factors:
-    after = {}
-    for name, pair in before.items():
-        moved = [
-            tensor + torch.from_numpy(_adam(tensor.shape, random)).float() if factor in trained else tensor
-            for factor, tensor in zip(FACTORS, pair, strict=True)
-        ]
-        after[name] = LoraPair(*moved)
+def _trained(plan: LocalPlan, random: np.random.Generator) -> Tensors:
+    after = {
+        name: tensor + torch.from_numpy(_adam(tensor.shape, random)).float() if name in plan.trained else tensor
+        for name, tensor in plan.start.items()
+    }
+    if plan.gradient_hook is not None:
+        plan.gradient_hook(
+            {name: torch.from_numpy(random.standard_normal(plan.start[name].shape)).float() for name in plan.trained}
+        )
     return after
 
 

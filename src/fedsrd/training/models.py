@@ -64,7 +64,7 @@ def adapted_table(model: Any, lora: Any, model_id: str) -> TensorTable:
 
 
 class AdaptedModel:
-    """A base model with its adapter and tokenizer, on one device; its trained tensors go in and come out as float32 on the
+    """A base model with its adapter and tokenizer, on one device. Trained tensors go in and come out as float32, on the
     CPU.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Bytes: everything that crosses between client and server. Knows named tensors, knows no method. See docs/wire-format.md."""
+"""Bytes: everything that crosses between client and server. Knows tensors, no method. See docs/wire-format.md."""
 
 from fedsrd.wire.envelope import FORMAT_VERSION, Header, Kind, decode_start, encode_start, read_header
 from fedsrd.wire.options import WireOptions

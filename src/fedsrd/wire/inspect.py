@@ -1,4 +1,4 @@
-"""What a payload holds, for people: header, and with the tensor table what travels, how, and how near to the entropy."""
+"""What a payload holds, for people: header; with the tensor table what travels, how, and how near to the entropy."""
 
 from collections.abc import Sequence
 from typing import Any

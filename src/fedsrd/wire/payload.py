@@ -268,11 +268,9 @@ def _part(spec: TensorSpec, sparse: SparseTensor, codec: ValueCodec, block: int,
 
 
 def _matrix(spec: TensorSpec) -> Matrix:
-    """A tensor as the position codecs see it: LoRA factors by rank components, any other by rows of its last dimension."""
-    if spec.role == "lora_B":
-        return Matrix(spec.name, *spec.shape, by_row=False)
+    """As the position codecs see it: LoRA factors by rank components, any other by rows of its last dimension."""
     columns = spec.shape[-1] if spec.shape else 1
-    return Matrix(spec.name, math.prod(spec.shape[:-1]), columns, by_row=True)
+    return Matrix(spec.name, math.prod(spec.shape[:-1]), columns, by_row=spec.role != "lora_B")
 
 
 def _encode_positions(parts: Sequence[_Part], wanted: PositionCoding) -> tuple[int, bytes]:

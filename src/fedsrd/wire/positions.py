@@ -36,8 +36,8 @@ _ESCAPE = GAP_SYMBOLS - 1
 
 
 class Matrix(NamedTuple):
-    """What both ends know of a listed tensor, seen as a matrix; `by_row` where its rows are the components, such as LoRA
-    A's rank components, and not its columns.
+    """What both ends know of a listed tensor, as a matrix; `by_row` where its rows are the components, such as LoRA A's
+    rank components, and not its columns.
     """
 
     name: str

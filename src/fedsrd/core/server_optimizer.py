@@ -13,7 +13,8 @@ v starts at tau^2. With `bias_correction` m and v start at zero and are divided 
 (Kingma and Ba, arXiv 1412.6980).
 
 "sgd" is FedAvg with a server learning rate; with `momentum` FedAvgM (Hsu et al., arXiv 1909.06335), u = mu u + Delta,
-x = x + eta u; with `nesterov` DiLoCo's outer optimizer (Douillard et al., arXiv 2311.08105), x = x + eta (Delta + mu u).
+x = x + eta u; with `nesterov` DiLoCo's outer optimizer (Douillard et al., arXiv 2311.08105),
+x = x + eta (Delta + mu u).
 """
 
 from collections.abc import Mapping

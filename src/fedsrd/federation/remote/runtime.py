@@ -4,15 +4,14 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from flwr.app import RecordDict
-
-from fedsrd.core.factors import ShapeTable
+from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.client import Client, Trainer
+from fedsrd.federation.remote.header import Job
+from fedsrd.federation.remote.replica import Replica
+from fedsrd.federation.remote.respond import Metrics
+from fedsrd.federation.remote.site import Site
 from fedsrd.federation.session import Assets, Session
 from fedsrd.federation.setup import method_of, shapes
-from fedsrd.flower.notes import Work
-from fedsrd.flower.replica import Replica
-from fedsrd.flower.site import Site
 from fedsrd.recipe import ClientSection, DataSection, Recipe, parse
 from fedsrd.runs.folder import RunFolder
 
@@ -41,57 +40,58 @@ class LogObserver:
         """Nothing."""
 
 
-class RecipeWorkshop:
-    """`node.Workshop` of a client whose whole training the recipe says."""
+class RecipeRuntime:
+    """`respond.ClientRuntime` of a client whose whole training the recipe says."""
 
     strict = True
 
     def __init__(self) -> None:
         self._observer = LogObserver()
 
-    def table(self, work: Work) -> ShapeTable:
+    def table(self, job: Job) -> TensorTable:
         """From the model's config alone."""
-        return shapes(_recipe(work, "client", []), self._observer, ASSETS)[0]
+        return shapes(_recipe(job, "client", []), self._observer, ASSETS)[0]
 
-    def trainer(self, work: Work, site: Site) -> Trainer:
+    def trainer(self, job: Job, site: Site) -> Trainer:
         """Loads model and data, unless this process has them."""
-        session = self._session(work, site)
+        session = self._session(job, site)
         trainer: Trainer = session.trainers()[site.name]
         return trainer
 
-    def look(self, client: Client, work: Work, round_number: int) -> RecordDict:
+    def evaluate(self, client: Client, job: Job, round_number: int) -> Metrics:
         """Nothing: a recipe measures quality at the server."""
-        return RecordDict()
+        return {}
 
-    def finish(self, client: Client, work: Work, site: Site, replica: Replica) -> None:
+    def finish(self, client: Client, job: Job, site: Site, replica: Replica) -> None:
         """Writes the adapter to the site's own disk, for PEFT; a simulation's client leaves nothing."""
         from fedsrd.training.models import adapter_config, adapter_tensors, merged_tensors
 
         if site.simulated:
             replica.remove()
             return
-        recipe = _recipe(work, site.name, [])
+        recipe = _recipe(job, site.name, [])
         lora = shapes(recipe, self._observer, ASSETS)[1]
-        method = method_of(work.method)
+        method = method_of(job.method)
         if method.server_model:
             self._observer.say(f"{method.name}: the adapter is at the server")
             return
-        tensors, ranks = adapter_tensors(client.model(client.factors) if method.personal else client.factors), None
+        model = client.model(client.state) if method.personal else method.model(client.state, {})
+        tensors, ranks = adapter_tensors(model), None
         if method.changes_base:
-            tensors, ranks = merged_tensors(client.factors, client.base)
+            tensors, ranks = merged_tensors(model, client.state.base_delta)
         config = adapter_config(lora, recipe.model.id, recipe.model.revision, ranks)
         found = RunFolder(replica.folder).write_adapter(config, tensors)
         self._observer.say(f"Adapter: {found}")
 
-    def _session(self, work: Work, site: Site) -> Session:
-        recipe = _recipe(work, site.name, site.sections(work.data))
+    def _session(self, job: Job, site: Site) -> Session:
+        recipe = _recipe(job, site.name, site.sections(job.data))
         lora = shapes(recipe, self._observer, ASSETS)[1]
         return Session(recipe, lora, self._observer, ASSETS)
 
 
-def _recipe(work: Work, name: str, data: Sequence[DataSection]) -> Recipe:
+def _recipe(job: Job, name: str, data: Sequence[DataSection]) -> Recipe:
     recipe = parse(
-        {**(work.recipe or {}), "seed": work.seed, "method": work.method, "clients": [{"name": name}]},
+        {**(job.recipe or {}), "seed": job.seed, "method": job.method, "clients": [{"name": name}]},
         "the server's recipe",
     )
     if data:

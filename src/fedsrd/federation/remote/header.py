@@ -1,0 +1,276 @@
+"""What crosses a network: a header in JSON, and all payload bytes of a direction behind it, whatever carries both.
+
+The header is small and checked field by field; nothing is unpickled, and no size is believed before it is compared with
+what came.
+"""
+
+import itertools
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedsrd.core.tensors import TensorSpec, TensorTable
+from fedsrd.errors import PayloadError
+from fedsrd.federation.messages import Broadcast, Snapshot, Start, Sync
+from fedsrd.recipe import DataSection, Name
+from fedsrd.wire.options import WireOptions
+
+PROTOCOL = 2
+LIMIT = 4 << 20
+"""Longest header that is read, in characters."""
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Size = Annotated[int, Field(ge=0)]
+Version = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Setting = bool | int | float | str
+Settings = dict[str, Setting | list[bool] | list[int] | list[float] | list[str]]
+Federation = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+
+class Header(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StartHeader(Header):
+    """Of a `Start`."""
+
+    digest: Digest
+    size: Size
+
+
+class SnapshotHeader(Header):
+    """Of a `Snapshot`."""
+
+    version: Version
+    digest: Digest
+    size: Size
+    base: Size
+
+
+class BroadcastHeader(Header):
+    """Of a `Broadcast`."""
+
+    round: Version
+    version: Version
+    digest: Digest
+    clients: Annotated[int, Field(ge=1)]
+    size: Size
+
+
+class SyncHeader(Header):
+    """Of a `Sync`; its payloads follow one another, in the order of the fields."""
+
+    start: StartHeader | None = None
+    snapshot: SnapshotHeader | None = None
+    broadcasts: list[BroadcastHeader] = []
+    counted: Version = 0
+
+
+class Job(Header):
+    """What a client must know of the recipe.
+
+    Attributes:
+        method: the [method] table.
+        seed: the run's.
+        uplink: how updates are coded.
+        rank: the client's own, if not the adapter's.
+        recipe: the tables model, lora and training; None where the client's own code trains.
+        data: where the recipe says that its data is; a site's own setting goes first (`site`).
+        tensors: name, shape and role of each trained tensor, where the client's own code trains.
+        train_config: what the server's project tells such a train function, besides.
+        evaluate_config: likewise its evaluate function.
+    """
+
+    method: dict[str, Any]
+    seed: int
+    uplink: WireOptions
+    rank: Annotated[int, Field(ge=1)] | None = None
+    recipe: dict[str, Any] | None = None
+    data: list[DataSection] = []
+    tensors: list[TensorSpec] = []
+    train_config: Settings = {}
+    evaluate_config: Settings = {}
+
+    def table(self) -> TensorTable:
+        """Of `tensors`."""
+        return TensorTable(tuple(self.tensors))
+
+
+class Hello(Header):
+    """To a client: who are you? `names` are those of the recipe, for simulated clients, who have only a number."""
+
+    kind: Literal["hello"] = "hello"
+    protocol: int = PROTOCOL
+    federation: Federation
+    names: list[Name]
+
+
+class HelloReply(Header):
+    """From a client: its name, the version that it holds (-1: none), and that state's digest ("": none)."""
+
+    kind: Literal["hello-reply"] = "hello-reply"
+    protocol: int = PROTOCOL
+    name: Name
+    held: int
+    digest: str
+
+
+class Order(Header):
+    """To a client, whose name it says. With `reset`, what it holds is not of this run."""
+
+    protocol: int = PROTOCOL
+    federation: Federation
+    name: Name
+    reset: bool
+    job: Job
+    sync: SyncHeader
+
+
+class Train(Order):
+    """A `TrainTask`."""
+
+    kind: Literal["train"] = "train"
+    round: Version
+    version: Version
+    digest: Digest
+
+
+class Phases(Header):
+    """Seconds of a client's phases."""
+
+    train: Seconds
+    sparsify: Seconds
+    encode: Seconds
+
+
+class TrainReply(Header):
+    """From a client: an `Update`, or where `failure` is set, a `Failure`. `held` is the version that it holds."""
+
+    kind: Literal["train-reply"] = "train-reply"
+    name: Name
+    round: Version
+    held: int
+    examples: Size = 0
+    loss: float = 0.0
+    seconds: Phases = Phases(train=0, sparsify=0, encode=0)
+    failure: str | None = None
+    lost: bool = False
+
+
+class Finalize(Order):
+    """After the last round: come to the newest version."""
+
+    kind: Literal["finalize"] = "finalize"
+
+
+class Evaluate(Order):
+    """Between rounds: come to the newest version, and say how good it is on the client's own data."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    round: Version
+
+
+class SyncReply(Header):
+    """From a client: what it holds, or why it could not follow; with `Evaluate`, the metrics lie beside it."""
+
+    kind: Literal["sync-reply"] = "sync-reply"
+    name: Name
+    held: int
+    digest: str
+    failure: str | None = None
+
+
+Kind = TypeVar("Kind", bound=Header)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One message: the header as JSON text, the payload bytes behind it."""
+
+    text: str
+    payload: bytes = b""
+
+
+def pack(header: Header, payload: bytes = b"") -> Envelope:
+    """A header and its payloads as a message."""
+    return Envelope(header.model_dump_json(), payload)
+
+
+def kind_of(message: Envelope) -> str:
+    """The kind of a message. Raises PayloadError as `unpack`."""
+    try:
+        kind = json.loads(_text(message))["kind"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise PayloadError("the message's header is no JSON object with a kind") from None
+    return str(kind)
+
+
+def unpack(message: Envelope, kind: type[Kind]) -> tuple[Kind, bytes]:
+    """The inverse of `pack`.
+
+    Raises:
+        PayloadError: there is no such header, or a field of it is missing, unknown or wrong.
+    """
+    try:
+        header = kind.model_validate_json(_text(message))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise PayloadError(f"a {kind.__name__} header is wrong at {where or 'its start'}: {problem['msg']}") from None
+    protocol = getattr(header, "protocol", PROTOCOL)
+    if protocol != PROTOCOL:
+        raise PayloadError(
+            f"the other side speaks protocol {protocol}, this one {PROTOCOL}: install one version of fedsrd"
+        )
+    return header, message.payload
+
+
+def header_of_sync(sync: Sync) -> tuple[SyncHeader, bytes]:
+    """A `Sync` as a header and its payloads."""
+    parts = []
+    start = snapshot = None
+    if sync.start is not None:
+        start = StartHeader(digest=sync.start.digest, size=len(sync.start.payload))
+        parts.append(sync.start.payload)
+    if sync.snapshot is not None:
+        found = sync.snapshot
+        snapshot = SnapshotHeader(
+            version=found.version, digest=found.digest, size=len(found.payload), base=len(found.base)
+        )
+        parts += [found.payload, found.base]
+    broadcasts = [
+        BroadcastHeader(round=b.round, version=b.version, digest=b.digest, clients=b.clients, size=len(b.payload))
+        for b in sync.broadcasts
+    ]
+    parts += [broadcast.payload for broadcast in sync.broadcasts]
+    return SyncHeader(start=start, snapshot=snapshot, broadcasts=broadcasts, counted=sync.counted), b"".join(parts)
+
+
+def sync_of_header(header: SyncHeader, payload: bytes) -> Sync:
+    """The inverse of `header_of_sync`.
+
+    Raises:
+        PayloadError: the sizes in the header do not add up to what came.
+    """
+    sizes = [header.start.size] if header.start else []
+    sizes += [header.snapshot.size, header.snapshot.base] if header.snapshot else []
+    sizes += [broadcast.size for broadcast in header.broadcasts]
+    if sum(sizes) != len(payload):
+        raise PayloadError(f"the header tells of {sum(sizes)} bytes of payloads, {len(payload)} came")
+    ends = [sum(sizes[:place]) for place in range(len(sizes) + 1)]
+    parts = iter([payload[low:high] for low, high in itertools.pairwise(ends)])
+    start = Start(next(parts), header.start.digest) if header.start else None
+    snapshot = None
+    if header.snapshot:
+        snapshot = Snapshot(header.snapshot.version, next(parts), next(parts), header.snapshot.digest)
+    broadcasts = tuple(Broadcast(b.round, b.version, next(parts), b.digest, b.clients) for b in header.broadcasts)
+    return Sync(start, snapshot, broadcasts, header.counted)
+
+
+def _text(message: Envelope) -> str:
+    if len(message.text) > LIMIT:
+        raise PayloadError(f"the message's header has {len(message.text)} characters, more than {LIMIT}")
+    return message.text

@@ -1,0 +1,197 @@
+"""The client's end of the protocol: a message in, a reply out; between them, the same `Client` as in one process."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from fedsrd import plugins
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import TensorTable
+from fedsrd.errors import FederationError, PayloadError
+from fedsrd.federation.client import NOTHING, Client, Trained, Trainer
+from fedsrd.federation.messages import Failure, TrainTask
+from fedsrd.federation.remote import header
+from fedsrd.federation.remote.header import Envelope, Job
+from fedsrd.federation.remote.log import Log
+from fedsrd.federation.remote.replica import Replica
+from fedsrd.federation.remote.site import Site, site_of
+from fedsrd.federation.setup import method_of
+from fedsrd.federation.transition import FederationConfig
+
+Order = TypeVar("Order", header.Train, header.Evaluate, header.Finalize)
+Metrics = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What goes back: a message, and where the client evaluated, its metrics beside it."""
+
+    message: Envelope
+    metrics: Metrics = field(default_factory=dict)
+
+
+class ClientRuntime(Protocol):
+    """How a client gets at its model and its data.
+
+    Attributes:
+        strict: whether the site's settings hold nothing but our own keys.
+    """
+
+    @property
+    def strict(self) -> bool: ...
+
+    def table(self, job: Job) -> TensorTable:
+        """The model's trained tensors."""
+
+    def trainer(self, job: Job, site: Site) -> Trainer:
+        """Local training; called only where there is something to train."""
+
+    def evaluate(self, client: Client, job: Job, round_number: int) -> Metrics:
+        """Metrics of the model that the client holds, on its own data."""
+
+    def finish(self, client: Client, job: Job, site: Site, replica: Replica) -> None:
+        """After the last round."""
+
+
+def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
+    """The reply to one of the server's messages.
+
+    Args:
+        message: what came.
+        settings: the site's own (`site.site_of`).
+        runtime: how the client gets at model and data.
+
+    Raises:
+        PayloadError: the message is not one of ours, or damaged.
+        FedSRDError: the site's settings or data are wrong; the server is told, and goes on without this client.
+    """
+    if (module := settings.get("import")) is not None:
+        plugins.load(str(module))
+    handlers: dict[str, Callable[[Envelope, Mapping[str, Any], ClientRuntime], Reply]] = {
+        "hello": _hello,
+        "train": _train,
+        "evaluate": _evaluate,
+        "finalize": _finalize,
+    }
+    kind = header.kind_of(message)
+    if kind not in handlers:
+        raise PayloadError(f"a message of kind {kind!r}: expected one of {', '.join(handlers)}")
+    return handlers[kind](message, settings, runtime)
+
+
+def _hello(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
+    hello, _ = header.unpack(message, header.Hello)
+    site = site_of(settings, hello.names, strict=runtime.strict)
+    state = Replica(site.state, hello.federation, site.name).state()
+    reply = header.HelloReply(name=site.name, held=state.version, digest="" if state.version < 0 else state.digest)
+    return Reply(header.pack(reply))
+
+
+def _train(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
+    order, payload, site, replica = _opened(message, settings, runtime, header.Train)
+    log = Log(replica.folder / "log.jsonl")
+    with replica.locked():
+        client = _client(order, site, runtime, replica)
+        sync = header.sync_of_header(order.sync, payload)
+        log.write("task", round=order.round, held=client.version, bytes=len(payload))
+        if order.version < client.version:
+            # An old message: what is held is newer, and stays.
+            reason = f"a task of version {order.version} came late: version {client.version} is held"
+            answer: Any = Failure(site.name, order.round, reason)
+        else:
+            answer = client.answer(TrainTask(order.round, order.version, order.digest, sync), lambda *_: None)
+            replica.save(client)
+    if isinstance(answer, Failure):
+        log.write("failure", round=order.round, reason=answer.reason)
+        said = header.TrainReply(
+            name=site.name, round=order.round, held=client.version, failure=answer.reason, lost=answer.lost
+        )
+        return Reply(header.pack(said))
+    log.write("update", round=order.round, bytes=len(answer.payload), loss=answer.loss, seconds=answer.seconds)
+    said = header.TrainReply(
+        name=site.name,
+        round=order.round,
+        held=client.version,
+        examples=answer.examples,
+        loss=answer.loss,
+        seconds=header.Phases(**answer.seconds),
+    )
+    return Reply(header.pack(said, answer.payload))
+
+
+def _evaluate(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
+    order, payload, site, replica = _opened(message, settings, runtime, header.Evaluate)
+    with replica.locked():
+        client, said = _follow(order, payload, site, replica, runtime)
+    metrics = {} if said.failure is not None else runtime.evaluate(client, order.job, order.round)
+    return Reply(header.pack(said), metrics)
+
+
+def _finalize(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
+    order, payload, site, replica = _opened(message, settings, runtime, header.Finalize)
+    with replica.locked():
+        client, said = _follow(order, payload, site, replica, runtime)
+        if said.failure is None:
+            runtime.finish(client, order.job, site, replica)
+    return Reply(header.pack(said))
+
+
+def _opened(
+    message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime, kind: type[Order]
+) -> tuple[Order, bytes, Site, Replica]:
+    """An order, its payloads, and whom it is for. Raises PayloadError where that is somebody else."""
+    order, payload = header.unpack(message, kind)
+    site = site_of(settings, asked=order.name, strict=runtime.strict)
+    return order, payload, site, Replica(site.state, order.federation, site.name)
+
+
+def _follow(
+    order: header.Evaluate | header.Finalize, payload: bytes, site: Site, replica: Replica, runtime: ClientRuntime
+) -> tuple[Client, header.SyncReply]:
+    """Brings the replica to the newest version, on the disk too; gives what it holds now."""
+    client = _client(order, site, runtime, replica)
+    failure = None
+    try:
+        client.sync(header.sync_of_header(order.sync, payload))
+    except (PayloadError, FederationError) as error:
+        failure = str(error)
+        client.restore(NOTHING)
+    replica.save(client)
+    digest = client.digest if client.version >= 0 else ""
+    Log(replica.folder / "log.jsonl").write(order.kind, held=client.version, digest=digest, failure=failure)
+    if failure is None and client.version < 0:
+        failure = "nothing is held, and the message brings no start"
+    return client, header.SyncReply(name=site.name, held=client.version, digest=digest, failure=failure)
+
+
+def _client(order: header.Order, site: Site, runtime: ClientRuntime, replica: Replica) -> Client:
+    """The client with what it has kept; without its replica, where the server says that this is not of the run."""
+    job = order.job
+    trainer = _OnDemand(lambda: runtime.trainer(job, site))
+    config = FederationConfig(method_of(job.method), runtime.table(job), job.seed, job.uplink)
+    client = Client(site.name, config, trainer, job.rank)
+    replica.load(client)
+    if order.reset:
+        client.restore(NOTHING)
+    return client
+
+
+class _OnDemand:
+    """A trainer that is made when it is first asked: a message that trains nothing loads no model."""
+
+    def __init__(self, make: Callable[[], Trainer]) -> None:
+        self._make = make
+        self._made: Trainer | None = None
+
+    @property
+    def _trainer(self) -> Trainer:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    @property
+    def count(self) -> int:
+        return self._trainer.count
+
+    def train(self, plan: LocalPlan, round_number: int, on_step: Callable[[int, float], None]) -> Trained:
+        return self._trainer.train(plan, round_number, on_step)
