@@ -21,7 +21,6 @@ True
 True
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,12 +32,13 @@ from torch import Tensor
 from fedsrd import methods, rng, wire
 from fedsrd import recipe as recipes
 from fedsrd.core.factors import Delta, LoraPair, ShapeTable, slots
-from fedsrd.errors import PayloadError, RunFolderError
+from fedsrd.errors import PayloadError
 from fedsrd.federation.setup import method_of
 from fedsrd.methods import ClientStep, Method, ServerStep
 from fedsrd.methods.method import Step
 from fedsrd.recipe import Recipe
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import RoundRecord, Summary
 from fedsrd.training.models import adapter_tensors, factors_of_adapter
 
 if TYPE_CHECKING:
@@ -129,21 +129,14 @@ class Run:
         self.recipe: Recipe = RunFolder(self.path).stored_recipe()
 
     @cached_property
-    def records(self) -> list[dict[str, Any]]:
-        """The objects of rounds.jsonl, round 0 first."""
-        try:
-            text = (self.path / "rounds.jsonl").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in text.splitlines()]
+    def records(self) -> list[RoundRecord]:
+        """The rounds, 0 first; none before the start is complete. Raises RunFolderError where the file is damaged."""
+        return RunFolder(self.path).records()
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """What summary.json holds. Raises RunFolderError where the run is not complete."""
-        if not RunFolder(self.path).complete:
-            raise RunFolderError(f"{self.path}: the run is not complete, so it has no summary yet")
-        found: dict[str, Any] = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        return found
+        return RunFolder(self.path).summary()
 
     @property
     def adapters(self) -> list[Path]:
@@ -156,7 +149,7 @@ class Run:
 
         from fedsrd.report.tracking import scalars
 
-        rows = [{"round": record["round"], **scalars(record, self.recipe)} for record in self.records]
+        rows = [{"round": record.round, **scalars(record, self.recipe)} for record in self.records]
         return pandas.DataFrame(rows).set_index("round")
 
     def arrow(self) -> "pyarrow.Table":

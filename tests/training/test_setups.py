@@ -48,8 +48,8 @@ def test_a_round_on_every_architecture(kind, packing, tiny_recipe, tmp_path):
     tree["training"] = {**tree["training"], "packing": packing, "learning_rate": 1e-3}
     summary, prepared, _ = run(tree, tmp_path / "run")
     assert len(prepared.table.modules) == 14
-    assert math.isfinite(summary["final"]["in_domain"])
-    assert summary["final"]["in_domain"] != summary["base"]["in_domain"]
+    assert math.isfinite(summary.final.in_domain)
+    assert summary.final.in_domain != summary.base.in_domain
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_run_on_a_four_bit_base(tiny_recipe, tmp_path):
     tree = {**tiny_recipe, "rounds": 2}
     tree["model"] = {**tiny_recipe["model"], "id": str(tmp_path / "model"), "quantization": "nf4"}
     summary, _, _ = run(tree, tmp_path / "run")
-    assert summary["final"]["in_domain"] < summary["base"]["in_domain"]
+    assert summary.final.in_domain < summary.base.in_domain
     model, _ = loading.load_base(
         str(tmp_path / "model"), BaseOptions(dtype="float32", device="cpu", quantization="nf4")
     )

@@ -10,7 +10,7 @@ import torch
 from fedsrd import methods
 from fedsrd.core.factors import ShapeTable
 from fedsrd.federation.checkpoint import Checkpoint
-from fedsrd.federation.records import Record, round_record, start_record, summarise
+from fedsrd.federation.records import round_record, start_record, summarise
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Observer
@@ -18,6 +18,7 @@ from fedsrd.federation.setup import environment
 from fedsrd.recipe import Recipe
 from fedsrd.runs.card import card
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import RoundRecord, Summary
 
 Memories = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -55,7 +56,7 @@ class Driver:
         """Of the rounds."""
         return self.rounds.server
 
-    def begin(self, names: list[str], start_bytes: int) -> list[Record]:
+    def begin(self, names: list[str], start_bytes: int) -> list[RoundRecord]:
         """Makes the folder of a new run; gives its records, round 0."""
         self.folder.create(self.recipe, environment())
         if self._one_adapter:
@@ -64,7 +65,7 @@ class Driver:
         self._commit(records)
         return records
 
-    def restore(self, checkpoint: Checkpoint, records: list[Record]) -> None:
+    def restore(self, checkpoint: Checkpoint, records: list[RoundRecord]) -> None:
         """Takes the state of the last complete round. A crash may have left the adapter one round behind it."""
         self.server.restore(checkpoint.factors, checkpoint.version, checkpoint.base, checkpoint.server)
         self.server.ledger.restore(checkpoint.missed, checkpoint.known)
@@ -78,7 +79,7 @@ class Driver:
                 "not stop"
             )
 
-    def run(self, records: list[Record], *, keep_payloads: bool = False) -> None:
+    def run(self, records: list[RoundRecord], *, keep_payloads: bool = False) -> None:
         """Runs to the last round and settles; every complete round is on the disk. Appends to `records`.
 
         Raises:
@@ -99,11 +100,12 @@ class Driver:
             self.observer.round_done(records[-1])
         sent = {name: size for name, size in self.rounds.settle().items() if size}
         if sent:
-            down = records[-1]["bytes_down"]
-            down.update({name: down.get(name, 0) + size for name, size in sent.items()})
+            down = records[-1].bytes_down
+            down = down | {name: down.get(name, 0) + size for name, size in sent.items()}
+            records[-1] = records[-1].model_copy(update={"bytes_down": down})
             self._commit(records)
 
-    def summarise(self, records: list[Record]) -> Record:
+    def summarise(self, records: list[RoundRecord]) -> Summary:
         """Writes what is not on the disk yet - the adapter of a changed base, cards, summary.json - and gives the
         summary.
         """
@@ -134,7 +136,7 @@ class Driver:
 
         return adapter_tensors(self.server.model()) if self._one_adapter else None
 
-    def _commit(self, records: list[Record]) -> None:
+    def _commit(self, records: list[RoundRecord]) -> None:
         server = self.server
         checkpoint = Checkpoint(
             server.factors,
@@ -148,5 +150,5 @@ class Driver:
         )
         self._write(checkpoint, records)
 
-    def _write(self, checkpoint: Checkpoint, records: list[Record]) -> None:
+    def _write(self, checkpoint: Checkpoint, records: list[RoundRecord]) -> None:
         self.folder.commit(checkpoint.version, checkpoint.to_bytes(), records, self._adapter())

@@ -9,6 +9,7 @@ from fedsrd.data.examples import Example
 from fedsrd.data.prompt import Encoded, encode
 from fedsrd.errors import DataError
 from fedsrd.recipe import DataSection, ModelSection, Recipe
+from fedsrd.runs.records import RoundRecord
 
 EMBEDDED = "embedded:"
 SAMPLE_TOKENS = 64
@@ -27,7 +28,7 @@ class Observer(Protocol):
     def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
         """Within a round: `what` (a client, or evaluation) stands at `done` of `total`."""
 
-    def round_done(self, record: dict[str, Any]) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """A round is complete and on the disk."""
 
 

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from flwr.app import RecordDict
 
@@ -15,6 +14,7 @@ from fedsrd.flower.replica import Replica
 from fedsrd.flower.site import Site
 from fedsrd.recipe import ClientSection, DataSection, Recipe, parse
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import RoundRecord
 
 ASSETS = Assets()
 """Model and data of this process. In a simulation a process serves many messages; in a deployment, one."""
@@ -37,7 +37,7 @@ class LogObserver:
         if done in (1, total):
             LOGGER.info(f"round {round_number}  {what}  {done}/{total} {detail}")
 
-    def round_done(self, record: dict[str, Any]) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """Nothing."""
 
 
