@@ -15,9 +15,9 @@ from fedsrd.data.prompt import Encoded, encode
 from fedsrd.federation import local, setup
 from fedsrd.runs.folder import RunFolder
 from fedsrd.runs.records import RoundRecord
-from fedsrd.training.loading import BaseOptions
 from fedsrd.training.models import AdaptedModel, lora_config
-from fedsrd.training.sft import LocalTrainer, SFTOptions
+from fedsrd.training.options import BaseOptions
+from fedsrd.training.sft import LocalTrainer
 
 PHASES = ("train", "sparsify", "encode", "decode", "server", "broadcast", "apply")
 
@@ -89,7 +89,7 @@ def run_training(quick: bool) -> Result:
     adapted = AdaptedModel.load(chosen.model.id, lora, BaseOptions(device="cpu"))
     raw = catalog.load("medical", "train")[:200]
     examples = [encode(example, training.prompt, adapted.tokenizer, training.max_length) for example in raw]
-    options = SFTOptions(steps, training.batch_size, 1, training.learning_rate, 0.0, 1.0)
+    options = training.model_copy(update={"steps": steps, "accumulation": 1, "weight_decay": 0.0, "max_grad_norm": 1.0})
     start = adapted.factors()
     seconds: dict[str, list[float]] = {"ours": [], "bare": []}
     for repeat in range(2 if quick else 4):
