@@ -15,6 +15,8 @@ from pathlib import Path
 
 import tomli_w
 
+from fedsrd.runs.folder import RunFolder
+
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests" / "helpers"))
 
@@ -86,8 +88,7 @@ def run(home: Path, file: Path, clients: int) -> list[dict]:
             }
         )
     settled = {one["digest"] for one in events if one["event"] == "settled"}
-    summary = json.loads((out / "summary.json").read_text())
-    if settled != {summary["digest"]}:
+    if settled != {RunFolder(out).summary().digest}:
         raise SystemExit(f"digests differ: {settled}")
     return rows
 

@@ -33,8 +33,9 @@ from fedsrd.planning import architecture, memory
 from fedsrd.recipe import ParticipationSection
 from fedsrd.training.loading import pick_device
 from fedsrd.training.models import AdaptedModel, lora_config
+from fedsrd.training.options import TrainingOptions
 from fedsrd.training.quiet import quiet_libraries
-from fedsrd.training.sft import LocalTrainer, SFTOptions
+from fedsrd.training.sft import LocalTrainer
 from fedsrd.wire import Coding
 
 FACTS = "planning/facts/llama-3.2-3b"
@@ -118,7 +119,13 @@ def _run(
     """Seconds of each phase in every round but the first; a client's bytes up and down a round, the mean."""
     method = method_of({"name": name})
     coding = Coding(values=given.values)
-    options = SFTOptions(given.steps, given.batch, given.accumulation, 2e-5, 0.0, 1.0, given.packing)
+    options = TrainingOptions(
+        steps=given.steps,
+        batch_size=given.batch,
+        accumulation=given.accumulation,
+        learning_rate=2e-5,
+        packing=given.packing,
+    )
     names = [f"client-{place}" for place in range(given.clients)]
     server = Server(table, method, "uniform", 0, coding, dict.fromkeys(names))
     clients = [

@@ -19,6 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import RoundRecord
+
 REPOSITORY = Path(__file__).parents[1]
 RUNS = [("fedavg", "float32"), ("fedsrd", "float32"), ("fedsrd", "int4")]
 SITES = ["code", "medical", "finance"]
@@ -70,8 +73,8 @@ class Links:
             sh("ip", "netns", "del", f"fsrd-{site}", check=False)
 
 
-def federation(method: str, values: str, rounds: int, home: Path) -> list[dict]:
-    """Runs one method over the links that are there; the rounds' records, with wall seconds."""
+def federation(method: str, values: str, rounds: int, home: Path) -> tuple[list[RoundRecord], list[float]]:
+    """Runs one method over the links that are there; the rounds' records, and their wall seconds."""
     env = {**ENV, "FLWR_HOME": str(home / "flwr")}
     (home / "flwr").mkdir(parents=True)
     (home / "flwr" / "config.toml").write_text('[superlink.here]\naddress = "127.0.0.1:8770"\ninsecure = true\n')
@@ -123,14 +126,15 @@ def federation(method: str, values: str, rounds: int, home: Path) -> list[dict]:
         for process in started:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    records = [json.loads(line) for line in (home / "run" / "rounds.jsonl").read_text().splitlines()]
+    records = RunFolder(home / "run").records()[1:]
     events = [json.loads(line) for line in (home / "run" / "log.jsonl").read_text().splitlines()]
-    for record in records[1:]:
-        own = [event for event in events if event.get("round") == record["round"]]
+    walls = []
+    for record in records:
+        own = [event for event in events if event.get("round") == record.round]
         asked = [event["time"] for event in own if event["event"] == "asked"]
         answered = [event["time"] for event in own if event["event"] == "answered"]
-        record["wall"] = max(answered) - min(asked)
-    return records[1:]
+        walls.append(max(answered) - min(asked))
+    return records, walls
 
 
 def main() -> None:
@@ -149,13 +153,13 @@ def main() -> None:
             delayed = delayed or links.delayed
             try:
                 with tempfile.TemporaryDirectory() as home:
-                    records = federation(method, values, given.rounds, Path(home))
+                    records, seconds = federation(method, values, given.rounds, Path(home))
             finally:
                 links.close()
-            walls = [round(record["wall"], 1) for record in records]
+            walls = [round(wall, 1) for wall in seconds]
             # The first round has no broadcast yet.
-            mean = [sum(record["bytes_up"].values()) / len(record["bytes_up"]) for record in records[1:]]
-            down = [sum(record["bytes_down"].values()) / len(SITES) for record in records[1:-1]]
+            mean = [sum(record.bytes_up.values()) / len(record.bytes_up) for record in records[1:]]
+            down = [sum(record.bytes_down.values()) / len(SITES) for record in records[1:-1]]
             row = {
                 "method": method,
                 "values": values,

@@ -1,6 +1,5 @@
 """What does FedSRD cost end to end, and does training keep pace with a bare PEFT loop?"""
 
-import json
 import statistics
 import tempfile
 import time
@@ -14,11 +13,11 @@ from fedsrd import recipe as recipes
 from fedsrd.data import catalog
 from fedsrd.data.prompt import Encoded, encode
 from fedsrd.federation import local, setup
-from fedsrd.federation.records import Record
 from fedsrd.runs.folder import RunFolder
-from fedsrd.training.loading import BaseOptions
+from fedsrd.runs.records import RoundRecord
 from fedsrd.training.models import AdaptedModel, lora_config
-from fedsrd.training.sft import LocalTrainer, SFTOptions
+from fedsrd.training.options import BaseOptions
+from fedsrd.training.sft import LocalTrainer
 
 PHASES = ("train", "sparsify", "encode", "decode", "server", "broadcast", "apply")
 
@@ -33,7 +32,7 @@ class _Silent:
     def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
         pass
 
-    def round_done(self, record: Record) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         pass
 
 
@@ -77,8 +76,8 @@ def _run(method: str, rounds: int, steps: int) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         prepared = setup.prepare(chosen, RunFolder(Path(folder, "run")), resume=False, observer=_Silent())
         local.run(prepared, _Silent())
-        lines = Path(folder, "run", "rounds.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["seconds"] for line in lines[1:]]
+        records = prepared.folder.records()
+    return [record.seconds for record in records[1:]]
 
 
 def run_training(quick: bool) -> Result:
@@ -90,7 +89,7 @@ def run_training(quick: bool) -> Result:
     adapted = AdaptedModel.load(chosen.model.id, lora, BaseOptions(device="cpu"))
     raw = catalog.load("medical", "train")[:200]
     examples = [encode(example, training.prompt, adapted.tokenizer, training.max_length) for example in raw]
-    options = SFTOptions(steps, training.batch_size, 1, training.learning_rate, 0.0, 1.0)
+    options = training.model_copy(update={"steps": steps, "accumulation": 1, "weight_decay": 0.0, "max_grad_norm": 1.0})
     start = adapted.factors()
     seconds: dict[str, list[float]] = {"ours": [], "bare": []}
     for repeat in range(2 if quick else 4):

@@ -127,10 +127,10 @@ def test_a_run_and_its_results(tiny_recipe, tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text(tomli_w.dumps(tiny_recipe), encoding="utf-8")
     done = fedsrd.run(fedsrd.load_recipe(file, ["rounds=2"]), tmp_path / "run")
-    assert done.summary["rounds"] == 2
+    assert done.summary.rounds == 2
     frame = done.frame()
     assert list(frame.index) == [0, 1, 2]
-    assert frame["loss/mean"].iloc[1:].tolist() == [r["train_loss"] for r in done.records[1:]]
+    assert frame["loss/mean"].iloc[1:].tolist() == [r.train_loss for r in done.records[1:]]
     table = done.arrow()
     assert table.num_rows == 3
     assert "round" in table.column_names

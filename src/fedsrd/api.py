@@ -1,15 +1,14 @@
 """The library's face: runs, comparisons and their results. `fedsrd.loop` has the codec for a loop of your own."""
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsrd import recipe as recipes
-from fedsrd.errors import RunFolderError
 from fedsrd.recipe import Recipe
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import RoundRecord, Summary
 
 if TYPE_CHECKING:
     import pandas
@@ -97,21 +96,14 @@ class Run:
         self.recipe: Recipe = RunFolder(self.path).stored_recipe()
 
     @cached_property
-    def records(self) -> list[dict[str, Any]]:
-        """The objects of rounds.jsonl, round 0 first."""
-        try:
-            text = (self.path / "rounds.jsonl").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in text.splitlines()]
+    def records(self) -> list[RoundRecord]:
+        """The rounds, 0 first; none before the start is complete. Raises RunFolderError where the file is damaged."""
+        return RunFolder(self.path).records()
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """What summary.json holds. Raises RunFolderError where the run is not complete."""
-        if not RunFolder(self.path).complete:
-            raise RunFolderError(f"{self.path}: the run is not complete, so it has no summary yet")
-        found: dict[str, Any] = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        return found
+        return RunFolder(self.path).summary()
 
     @property
     def adapters(self) -> list[Path]:
@@ -124,7 +116,7 @@ class Run:
 
         from fedsrd.report.tracking import scalars
 
-        rows = [{"round": record["round"], **scalars(record, self.recipe)} for record in self.records]
+        rows = [{"round": record.round, **scalars(record, self.recipe)} for record in self.records]
         return pandas.DataFrame(rows).set_index("round")
 
     def arrow(self) -> "pyarrow.Table":

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedsrd.core.server_optimizer import ServerOptimizerOptions
 from fedsrd.errors import RecipeError
+from fedsrd.training.options import BaseOptions, TrainingOptions
 from fedsrd.wire.options import WireOptions
 
 Positive = Annotated[int, Field(ge=1)]
@@ -26,27 +27,19 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ModelSection(_Section):
-    """The frozen base model: a Hugging Face id, a folder, or "embedded:smollm2-135m".
+class _ModelName(_Section):
+    id: Annotated[str, Field(min_length=1)]
+
+
+# Fields of the last base come first: `id` opens the table.
+class ModelSection(BaseOptions, _ModelName):
+    """The frozen base model: a Hugging Face id, a folder, or "embedded:smollm2-135m"; and how it is loaded.
 
     Attributes:
         id: which model.
-        revision: a branch, tag or commit of the hub.
-        dtype: of the weights, and of computing.
-        device: "auto" is the first GPU, else the CPU.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
-        quantization: "nf4": the base in 4 bits with double quantisation (QLoRA, arXiv 2305.14314), by bitsandbytes.
-        attention: how attention is computed; "auto" is what transformers chooses.
         license: of the base model, for the adapter's card; a name of the hub such as "apache-2.0" or "llama3.2".
     """
 
-    id: Annotated[str, Field(min_length=1)]
-    revision: str | None = None
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    device: str = "auto"
-    gradient_checkpointing: bool = False
-    quantization: Literal["none", "nf4"] = "none"
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     license: str | None = None
 
 
@@ -59,22 +52,8 @@ class LoraSection(_Section):
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
 
 
-class TrainingSection(_Section):
-    """One client's local fine-tuning in one round; AdamW, fresh each round, constant rate.
-
-    With `packing`, a batch's sequences lie one behind the other without padding, each seeing itself only: the same
-    gradients, and no time spent on padding.
-    """
-
-    steps: Positive = 10
-    batch_size: Positive = 4
-    accumulation: Positive = 1
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    max_length: Annotated[int, Field(ge=8)] = 512
-    prompt: Literal["chat", "alpaca", "plain"] = "chat"
-    packing: bool = False
+class TrainingSection(TrainingOptions):
+    """One client's local fine-tuning in one round (`training.options`)."""
 
 
 class DataSection(_Section):

@@ -1,7 +1,5 @@
 """The embedded default, on the real model and data: one short round of four clients, and an adapter that generates."""
 
-import json
-
 import pytest
 import torch
 from watching import Watch
@@ -31,14 +29,14 @@ def test_four_specialists_train_one_real_model(tmp_path):
     assert prepared.table.elements == 4_884_480
     assert len(prepared.table.modules) == 210
     summary = local.run(prepared, Watch())
-    assert summary["base"]["in_domain"] > 1
-    assert set(summary["final"]["by_set"]) == {"code", "medical", "finance", "math", "general", "law"}
-    assert set(summary["benchmarks"]["final"]) == {"humaneval-nll", "math-exact", "medmcqa", "logiqa", "tort-law"}
-    assert summary["benchmarks"]["final"]["medmcqa"]["sample_len"] == 2
-    record = json.loads((out.path / "rounds.jsonl").read_text().splitlines()[1])
+    assert summary.base.in_domain > 1
+    assert set(summary.final.by_set) == {"code", "medical", "finance", "math", "general", "law"}
+    assert set(summary.benchmarks["final"]) == {"humaneval-nll", "math-exact", "medmcqa", "logiqa", "tort-law"}
+    assert summary.benchmarks["final"]["medmcqa"]["sample_len"] == 2
+    record = out.records()[1]
     dense = 4 * prepared.table.elements
-    assert all(size < 0.04 * dense for size in record["bytes_up"].values())
-    assert all(size < 0.02 * dense for size in record["bytes_down"].values())
+    assert all(size < 0.04 * dense for size in record.bytes_up.values())
+    assert all(size < 0.02 * dense for size in record.bytes_down.values())
 
     model = AutoPeftModelForCausalLM.from_pretrained(out.adapter, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)

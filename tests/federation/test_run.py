@@ -21,6 +21,7 @@ from fedsrd.federation import local, session, setup
 from fedsrd.federation.resume import restore
 from fedsrd.files import write_atomically
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import read_rounds, read_summary
 
 
 class Quiet:
@@ -57,21 +58,21 @@ def test_a_run_leaves_everything_in_its_folder(tiny_recipe, tmp_path, method):
     tiny_recipe["method"] = {"name": method}
     out = tmp_path / "run"
     summary, _ = run(tiny_recipe, out, keep_payloads=True)
-    records = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
-    assert [record["round"] for record in records] == [0, 1, 2, 3]
-    assert records[0]["bytes_down"] == {"left": 64, "right": 64}
+    records = read_rounds(out / "rounds.jsonl")
+    assert [record.round for record in records] == [0, 1, 2, 3]
+    assert records[0].bytes_down == {"left": 64, "right": 64}
     for record in records[1:]:
-        folder = out / "payloads" / f"round-{record['round']:04d}"
+        folder = out / "payloads" / f"round-{record.round:04d}"
         for client in ("left", "right"):
-            assert record["bytes_up"][client] == (folder / f"{client}.up").stat().st_size
-            assert record["bytes_down"][client] == (folder / "server.down").stat().st_size
-        expected = "BA" if method == "fedavg" else ("B" if record["round"] % 2 else "A")
-        assert record["factor_down"] == expected
-    assert summary == json.loads((out / "summary.json").read_text())
-    total = sum(sum(r["bytes_up"].values()) + sum(r["bytes_down"].values()) for r in records)
-    assert summary["bytes_up"] + summary["bytes_down"] == total
-    assert summary["ratio_to_dense_float32"] == pytest.approx(total / (4 * 2 * summary["parameters"] * 2 * 3))
-    assert summary["final"]["by_set"]["left"] != summary["base"]["by_set"]["left"]
+            assert record.bytes_up[client] == (folder / f"{client}.up").stat().st_size
+            assert record.bytes_down[client] == (folder / "server.down").stat().st_size
+        expected = "BA" if method == "fedavg" else ("B" if record.round % 2 else "A")
+        assert record.factor_down == expected
+    assert summary == read_summary(out / "summary.json")
+    total = sum(sum(r.bytes_up.values()) + sum(r.bytes_down.values()) for r in records)
+    assert summary.bytes_up + summary.bytes_down == total
+    assert summary.ratio_to_dense_float32 == pytest.approx(total / (4 * 2 * summary.parameters * 2 * 3))
+    assert summary.final.by_set["left"] != summary.base.by_set["left"]
     assert not list(out.rglob("*.tmp"))
     stored = tomllib.loads((out / "recipe.toml").read_text())
     assert stored["environment"]["torch"]
@@ -90,7 +91,7 @@ def test_the_adapter_is_the_last_state_and_peft_loads_merges_and_generates(tiny_
     ids = torch.tensor([[5, 6, 7, 8]])
     checkpoint, _ = restore(RunFolder(out))
     factors = checkpoint.factors
-    assert (checkpoint.version, digest(factors)) == (3, summary["digest"])
+    assert (checkpoint.version, digest(factors)) == (3, summary.digest)
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     assert torch.equal(layer.lora_B["default"].weight, factors["model.layers.0.self_attn.q_proj"].B)
     assert layer.scaling["default"] == 2.0
@@ -134,8 +135,8 @@ def test_a_killed_run_continues_to_the_same_adapter(tiny_recipe, tmp_path, momen
     done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     assert adapter_bytes(out) == adapter_bytes(calm)
-    found = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
-    assert [record["digest"] for record in found] == [json.loads(line)["digest"] for line in lines]
+    found = read_rounds(out / "rounds.jsonl")
+    assert [record.digest for record in found] == [json.loads(line)["digest"] for line in lines]
 
 
 def _wait_for_rounds(process, out, wanted):
@@ -265,8 +266,8 @@ def test_whatever_a_method_ends_in_peft_loads_and_it_scores_what_the_run_says(na
         found.append(total / tokens)
     names = [path.name for path in folder.adapters()]
     assert names == (["left", "right"] if name == "fedsa-lora" else ["all"] if name == "centralised" else ["adapter"])
-    assert sum(found) / len(found) == pytest.approx(summary["final"]["by_set"]["left"], rel=1e-4)
-    assert summary["final"]["by_set"]["left"] < summary["base"]["by_set"]["left"]
+    assert sum(found) / len(found) == pytest.approx(summary.final.by_set["left"], rel=1e-4)
+    assert summary.final.by_set["left"] < summary.base.by_set["left"]
 
 
 def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path):
@@ -301,8 +302,8 @@ def test_when_every_client_diverges_the_run_ends_with_the_state_kept(tiny_recipe
     with pytest.raises(FederationError, match="round 2: no client sent a usable update"):
         local.run(prepared, observer)
     assert "left is left out" in observer.warned[0]
-    assert list(observer.records[1]["rejected"]) == ["left"]
-    assert list(observer.records[1]["bytes_up"]) == ["right"]
+    assert list(observer.records[1].rejected) == ["left"]
+    assert list(observer.records[1].bytes_up) == ["right"]
     checkpoint, _ = restore(RunFolder(tmp_path / "run"))
     assert checkpoint.version == 1
 
@@ -338,16 +339,16 @@ def crowd(tiny_recipe):
 
 
 def test_a_run_with_a_few_clients_a_round_ends_with_everybody_equal(crowd, tmp_path):
-    summary, observer = run(crowd, tmp_path / "run")
-    rounds = observer.records[1:]
-    assert all(len(record["bytes_up"]) == 2 for record in rounds)
-    assert all(len(record["bytes_down"]) == 2 for record in rounds[:-1])
-    assert len({frozenset(record["bytes_up"]) for record in rounds}) > 1
+    summary, _ = run(crowd, tmp_path / "run")
+    rounds = RunFolder(tmp_path / "run").records()[1:]
+    assert all(len(record.bytes_up) == 2 for record in rounds)
+    assert all(len(record.bytes_down) == 2 for record in rounds[:-1])
+    assert len({frozenset(record.bytes_up) for record in rounds}) > 1
     # The last round's bytes hold what those get who sat it out.
-    assert set(rounds[-1]["bytes_down"]) == {f"c{place}" for place in range(6)}
-    assert summary["clients"] == 6
+    assert set(rounds[-1].bytes_down) == {f"c{place}" for place in range(6)}
+    assert summary.clients == 6
     again, _ = run(crowd, tmp_path / "again")
-    assert again["digest"] == summary["digest"]
+    assert again.digest == summary.digest
 
 
 @pytest.mark.parametrize(("name", "stop"), [("fedsrd", 2), ("fedsa-lora", 3), ("flora", 5)])
@@ -358,7 +359,7 @@ def test_it_continues_with_the_same_bytes_and_byte_counts(name, stop, crowd, tmp
     class Stops(Quiet):
         def round_done(self, record):
             super().round_done(record)
-            if record["round"] == stop:
+            if record.round == stop:
                 raise KeyboardInterrupt
 
     prepared = setup.prepare(recipes.parse(crowd), RunFolder(tmp_path / "run"), resume=False, observer=Stops())
@@ -366,7 +367,7 @@ def test_it_continues_with_the_same_bytes_and_byte_counts(name, stop, crowd, tmp
         local.run(prepared, Stops())
     resumed, _ = run(crowd, tmp_path / "run", resume=True)
     for key in ("digest", "bytes_up", "bytes_down", "final"):
-        assert resumed[key] == whole[key]
+        assert getattr(resumed, key) == getattr(whole, key)
 
 
 def test_a_minimum_above_the_number_of_clients_is_refused(crowd):

@@ -30,7 +30,7 @@ def adapter_bytes(path):
 
 
 def records(path):
-    return [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+    return RunFolder(path).records()
 
 
 def events(path, kind):
@@ -78,11 +78,11 @@ def test_the_same_bytes_as_in_one_process(method, tiny_recipe, tmp_path, site):
     summary = run()
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "calm")
     for key in ("digest", "bytes_up", "bytes_down", "clients", "final", "ratio_to_dense_float32"):
-        assert summary[key] == calm[key], key
+        assert getattr(summary, key) == getattr(calm, key), key
     for one, other in zip(records(tmp_path / "run")[1:], records(tmp_path / "calm")[1:], strict=True):
-        assert one["digest"] == other["digest"]
-        assert one["bytes_up"] == other["bytes_up"]
-        assert one["eval"] == other["eval"]
+        assert one.digest == other.digest
+        assert one.bytes_up == other.bytes_up
+        assert one.eval == other.eval
     # And every site ends with the adapter on its own disk.
     for client in ("left", "right") if method != "flasc" else ():
         (found,) = (tmp_path / "state").glob(f"*/{client}")
@@ -109,11 +109,11 @@ def test_a_part_of_the_clients_a_round_gives_the_same_bytes_too(tiny_recipe, tmp
     calm = in_one_process(tree, tmp_path / "calm")
     _, run, _ = site(tree)
     summary = run()
-    assert summary["digest"] == calm["digest"]
+    assert summary.digest == calm.digest
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "calm")
-    assert summary["bytes_up"] == calm["bytes_up"]
+    assert summary.bytes_up == calm.bytes_up
     settled = events(tmp_path / "run", "settled")
-    assert {line["digest"] for line in settled} == {summary["digest"]}
+    assert {line["digest"] for line in settled} == {summary.digest}
     assert len(settled) == 6
 
 
@@ -134,7 +134,7 @@ def test_one_that_was_away_gets_what_it_missed_and_one_that_joins_gets_all(tiny_
     asked = [(line["round"], line["client"]) for line in events(tmp_path / "run", "asked")]
     assert (4, "c2") in asked or (5, "c2") in asked
     assert (6, "c3") in asked
-    assert {line["digest"] for line in events(tmp_path / "run", "settled")} == {summary["digest"]}
+    assert {line["digest"] for line in events(tmp_path / "run", "settled")} == {summary.digest}
     assert {line["client"] for line in events(tmp_path / "run", "settled")} == {"c0", "c1", "c2", "c3"}
     assert events(tmp_path / "run", "left")
 
@@ -161,12 +161,12 @@ def test_failures_are_told_and_the_run_goes_on(tiny_recipe, tmp_path, site):
     grid.meddle = tamper
     run()
     for record in records(tmp_path / "run")[1:]:
-        assert list(record["bytes_up"]) == ["c0"]
-        assert set(record["rejected"]) == {"c1", "c2", "c3"}
-        assert "is empty" in record["rejected"]["c1"]
-        assert record["rejected"]["c1"].startswith("c1: ")
-        assert record["rejected"]["c2"] == "no answer within 1 s"
-        assert "checksum" in record["rejected"]["c3"]
+        assert list(record.bytes_up) == ["c0"]
+        assert set(record.rejected) == {"c1", "c2", "c3"}
+        assert "is empty" in record.rejected["c1"]
+        assert record.rejected["c1"].startswith("c1: ")
+        assert record.rejected["c2"] == "no answer within 1 s"
+        assert "checksum" in record.rejected["c3"]
     text = console.file.getvalue()
     assert "left out" in text
     assert "silent: no answer within 1 s" in text
@@ -188,7 +188,7 @@ def test_too_few_answers_repeat_the_round_and_then_end_the_run_with_the_state_ke
 
     grid.meddle = slow_once
     run()
-    assert [record["attempts"] for record in records(tmp_path / "run")[1:]] == [1, 2, 1]
+    assert [record.attempts for record in records(tmp_path / "run")[1:]] == [1, 2, 1]
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "calm")
     assert "1 of at least 2 clients sent a usable update" in console.file.getvalue()
     # And where it stays so, the run ends; a later one goes on from the last complete round.
@@ -307,7 +307,7 @@ def test_one_site_that_cannot_follow_does_not_spoil_the_end_for_all(tiny_recipe,
 
     grid.meddle = meddle
     summary = run()
-    assert summary["rounds"] == 3
+    assert summary.rounds == 3
     assert (tmp_path / "run" / "summary.json").is_file()
     assert "not at the last version: right" in console.file.getvalue()
     assert "right the disk is full" in console.file.getvalue()

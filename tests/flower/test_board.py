@@ -6,8 +6,12 @@ from rich.console import Console
 
 from fedsrd.flower.log import Log, resident_mib
 from fedsrd.report.board import Board
+from fedsrd.runs.records import RoundRecord
 
-RECORD = {"round": 1, "train_loss": 2.5, "rejected": {"b": "no answer within 9 s"}, "eval": {"code": 1.5}}
+START = RoundRecord(round=0, digest="", bytes_up={}, bytes_down={}, eval={})
+RECORD = START.model_copy(
+    update={"round": 1, "train_loss": 2.5, "rejected": {"b": "no answer within 9 s"}, "eval": {"code": 1.5}}
+)
 
 
 def play(board):
@@ -24,7 +28,7 @@ def test_a_log_has_a_line_an_event_and_a_table_a_round():
     console = Console(file=io.StringIO(), width=100)
     with Board(console, 5) as board:
         play(board)
-        board.round_done({"round": 0, "eval": {}})
+        board.round_done(START)
         board.round_done(RECORD)
         board.event("failed", client="b", reason="not at the last version: no answer")
         board.event("settled", client="a", bytes=5, digest="x", reason=None)
@@ -60,7 +64,8 @@ def test_an_answer_that_is_left_out_says_so():
     board = Board(console, 5)
     board.event("asked", client="a", round=2, bytes=0)
     board.event("answered", client="a", round=2, bytes=4096, seconds=1.0, loss=2.5)
-    board.round_done({**RECORD, "round": 2, "rejected": {"a": "its norm is too large"}, "eval": {}})
+    out = {"round": 2, "rejected": {"a": "its norm is too large"}, "eval": {}}
+    board.round_done(RECORD.model_copy(update=out))
     assert "left out: its norm is too large" in console.file.getvalue()
 
 

@@ -43,8 +43,8 @@ def test_three_sites_and_one_that_is_killed_and_comes_back(deployment, tiny_mode
     deployment.wait_for_round(3)
     deployment.supernode("ucsf")
     summary = deployment.wait_for_the_end()
-    assert set(deployment.digests().values()) == {(6, summary["digest"])}
-    took_part = [set(record["bytes_up"]) for record in deployment.records()[1:]]
+    assert set(deployment.digests().values()) == {(6, summary.digest)}
+    took_part = [set(record.bytes_up) for record in deployment.records()[1:]]
     assert all({"st-mary", "charite"} <= names for names in took_part)
     assert "ucsf" in took_part[0]
     assert any("ucsf" not in names for names in took_part[1:3])
@@ -87,7 +87,7 @@ def test_a_server_and_clients_that_are_killed_at_any_moment(deployment, tiny_mod
         deployment.superlink()
         deployment.run("resume")
     summary = deployment.wait_for_the_end(500)
-    assert set(deployment.digests().values()) == {(6, summary["digest"])}
+    assert set(deployment.digests().values()) == {(6, summary.digest)}
     # The same clients with the same data in one process.
     text = (deployment.server / "recipe.toml").read_text()
     for site in SITES:
@@ -117,7 +117,7 @@ def test_who_has_no_registered_key_or_no_tls_is_turned_away(deployment, tiny_mod
     deployment.supernode("st-mary")
     deployment.run()
     deployment.wait_for_the_end()
-    assert set(deployment.records()[1]["bytes_up"]) == {"st-mary"}
+    assert set(deployment.records()[1].bytes_up) == {"st-mary"}
     joined = [line for line in (deployment.server / "run" / "log.jsonl").read_text().splitlines() if '"joined"' in line]
     assert len(joined) == 1
     for name in ("stranger", "keyless", "plain"):

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from fedsrd.runs.folder import RunFolder
+
 REPOSITORY = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w+) ?([\w -]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -139,8 +141,7 @@ class Deployment:
 
     def records(self):
         """The records of the complete rounds."""
-        file = self.server / "run" / "rounds.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        return RunFolder(self.server / "run").records()
 
     def wait_for(self, what, seconds=300):
         """Waits until `what()` is true."""
@@ -157,9 +158,9 @@ class Deployment:
 
     def wait_for_the_end(self, seconds=400):
         """Waits for the summary; gives it."""
-        file = self.server / "run" / "summary.json"
-        self.wait_for(file.is_file, seconds)
-        return json.loads(file.read_text())
+        folder = RunFolder(self.server / "run")
+        self.wait_for(lambda: folder.complete, seconds)
+        return folder.summary()
 
     def digests(self):
         """Each site's version and digest, from its own disk."""

@@ -23,4 +23,4 @@ class Watch:
         pass
 
     def round_done(self, record):
-        self.rounds.append(record["round"])
+        self.rounds.append(record.round)

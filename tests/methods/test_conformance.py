@@ -13,6 +13,7 @@ from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.resume import restore
 from fedsrd.methods import ClientStep, ServerStep, Step
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import RoundRecord
 from fedsrd.training.models import adapter_tensors
 from fedsrd.wire.payload import Kind, decode_delta, encode_delta, is_finite
 
@@ -150,12 +151,11 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(name, tmp_path):
     server = broken.server
     memories = {client.name: client.memory for client in broken.clients}
     written = Checkpoint(server.factors, 2, server.base, server.memory, memories)
-    folder.commit(
-        written.version, written.to_bytes(), [{"round": 0}, {"round": 1}, {"round": 2}], adapter_tensors(server.model())
-    )
+    so_far = [RoundRecord(round=n, digest="", bytes_up={}, bytes_down={}, eval={}) for n in range(3)]
+    folder.commit(written.version, written.to_bytes(), so_far, adapter_tensors(server.model()))
     read, records = restore(folder)
     assert read.digest == server.digest
-    assert len(records) == 3
+    assert records == so_far
     again = Federation(build(name))
     again.server.restore(read.factors, read.version, read.base, read.server)
     for client in again.clients:

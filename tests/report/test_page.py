@@ -32,13 +32,13 @@ def finished(tiny_recipe, tmp_path):
 
 
 def test_a_run_writes_samples_and_a_page_that_holds_all_of_it(finished):
-    first, *_, last = (json.loads(line) for line in (finished / "rounds.jsonl").read_text().splitlines())
-    assert len(first["samples"]["held"]) == 2
-    assert first["samples"]["held"][0]["prompt"] == last["samples"]["held"][0]["prompt"]
+    first, *_, last = RunFolder(finished).records()
+    assert len(first.samples["held"]) == 2
+    assert first.samples["held"][0].prompt == last.samples["held"][0].prompt
     page = report([finished], finished / "report.html").read_text()
     for part in ("Quality", "Bytes", "Time", "Sparsity of the uplink", "Rounds", "Answers before and after", "Adapter"):
         assert f"<h3>{part}" in page
-    assert last["digest"][:12] in page
+    assert last.digest[:12] in page
     assert f"fedsrd run {finished}/recipe.toml" in page
 
 

@@ -1,7 +1,5 @@
 """Live tracking: TensorBoard's files read back, trackers that fail, names that are wrong."""
 
-import json
-
 import pytest
 from watching import Watch
 
@@ -10,6 +8,7 @@ from fedsrd.errors import RecipeError
 from fedsrd.federation import local, setup
 from fedsrd.report.tracking import Tracked, check, scalars
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import RoundRecord
 
 
 def run(tree, folder, names):
@@ -18,7 +17,7 @@ def run(tree, folder, names):
     with Tracked(told, names, folder / "tensorboard") as tracked:
         tracked.begin(recipe, "tiny")
         local.run(prepared, tracked)
-    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()], told
+    return RunFolder(folder).records(), told
 
 
 def test_tensorboard_has_every_rounds_figures(tiny_recipe, tmp_path):
@@ -31,10 +30,10 @@ def test_tensorboard_has_every_rounds_figures(tiny_recipe, tmp_path):
     assert {"nll/left", "loss/mean", "loss/left", "bytes/up, mean of clients", "seconds/train"} <= set(names)
     losses = found.Scalars("loss/mean")
     assert [event.step for event in losses] == [1, 2, 3]
-    assert [event.value for event in losses] == pytest.approx([r["train_loss"] for r in records[1:]])
+    assert [event.value for event in losses] == pytest.approx([r.train_loss for r in records[1:]])
     quality = found.Scalars("nll/mean in domain")
     assert [event.step for event in quality] == [0, 3]
-    assert quality[1].value == pytest.approx(records[3]["eval"]["left"])
+    assert quality[1].value == pytest.approx(records[3].eval["left"])
 
 
 def test_a_tracker_that_fails_does_not_end_the_run(tiny_recipe, tmp_path, monkeypatch):
@@ -72,7 +71,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(tiny_recipe, tmp_path, monkey
 
 
 def test_scalars_of_a_round_without_updates(tiny_recipe):
-    record = {"round": 0, "eval": {}, "bytes_up": {}, "bytes_down": {"left": 64}}
+    record = RoundRecord(round=0, digest="", eval={}, bytes_up={}, bytes_down={"left": 64})
     assert scalars(record, recipes.parse(tiny_recipe)) == {"bytes/down, mean of clients": 64.0}
 
 

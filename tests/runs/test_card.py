@@ -8,17 +8,25 @@ from fedsrd import recipe as recipes
 from fedsrd.federation import local, setup
 from fedsrd.runs.card import card
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import Quality, Summary
 
-SUMMARY = {
-    "clients": 2,
-    "rounds": 3,
-    "parameters": 1234,
-    "bytes_up": 1 << 20,
-    "bytes_down": 1 << 21,
-    "ratio_to_dense_float32": 0.09,
-    "base": {"by_set": {"code": 2.5}, "in_domain": 2.5, "out_of_domain": None},
-    "final": {"by_set": {"code": 2.25}, "in_domain": 2.25, "out_of_domain": None},
-}
+SUMMARY = Summary(
+    name="tiny",
+    method="fedsrd",
+    seed=0,
+    rounds=3,
+    clients=2,
+    parameters=1234,
+    bytes_up=1 << 20,
+    bytes_down=1 << 21,
+    ratio_to_dense_float32=0.09,
+    ratio_to_dense_bfloat16=0.18,
+    seconds={},
+    metric="response NLL, nats a token",
+    base=Quality(by_set={"code": 2.5}, in_domain=2.5, out_of_domain=None),
+    final=Quality(by_set={"code": 2.25}, in_domain=2.25, out_of_domain=None),
+    digest="",
+)
 
 
 def test_a_run_leaves_a_card_that_the_hubs_library_reads(tiny_recipe, tmp_path):
@@ -69,7 +77,9 @@ def test_public_names_are_named(tiny_recipe):
     [("embedded:smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"), ("/secret/model", None, None)],
 )
 def test_licences(tiny_recipe, model, base, license):
-    found = ModelCard(card(recipes.parse({**tiny_recipe, "model": {"id": model}}), {**SUMMARY, "final": None}))
+    found = ModelCard(
+        card(recipes.parse({**tiny_recipe, "model": {"id": model}}), SUMMARY.model_copy(update={"final": None}))
+    )
     assert (found.data.base_model, found.data.license) == (base, license)
     assert ("Not stated" in found.text) == (license is None)
     assert "secret" not in found.content

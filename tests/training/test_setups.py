@@ -18,9 +18,9 @@ from fedsrd.federation import local, setup
 from fedsrd.runs.folder import RunFolder
 from fedsrd.training import loading
 from fedsrd.training.batches import collate, pack, packed_loss, response_loss
-from fedsrd.training.loading import BaseOptions
 from fedsrd.training.models import AdaptedModel, lora_config, shape_table
-from fedsrd.training.sft import LocalTrainer, SFTOptions
+from fedsrd.training.options import BaseOptions, TrainingOptions
+from fedsrd.training.sft import LocalTrainer
 
 
 def run(tree, folder):
@@ -48,8 +48,8 @@ def test_a_round_on_every_architecture(kind, packing, tiny_recipe, tmp_path):
     tree["training"] = {**tree["training"], "packing": packing, "learning_rate": 1e-3}
     summary, prepared, _ = run(tree, tmp_path / "run")
     assert len(prepared.table.modules) == 14
-    assert math.isfinite(summary["final"]["in_domain"])
-    assert summary["final"]["in_domain"] != summary["base"]["in_domain"]
+    assert math.isfinite(summary.final.in_domain)
+    assert summary.final.in_domain != summary.base.in_domain
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +103,9 @@ def test_packing_trains_to_the_same_factors(adapted, tiny_model):
     table = shape_table(str(tiny_model), lora_config(4, 8, 0.0, "all-linear"))
     start = initial_factors(table, 0)
     examples = [Encoded(list(range(5, 5 + n)), list(range(20, 23 + n))) for n in range(1, 9)]
+    options = TrainingOptions(steps=3, batch_size=2, accumulation=2, learning_rate=1e-2)
     found = [
-        LocalTrainer(adapted, examples, SFTOptions(3, 2, 2, 1e-2, 0.0, 1.0, packing), "c", 0)
+        LocalTrainer(adapted, examples, options.model_copy(update={"packing": packing}), "c", 0)
         .train(start, 1, ("B", "A"), lambda *_: None)
         .factors
         for packing in (False, True)
@@ -118,7 +119,7 @@ def test_a_run_on_a_four_bit_base(tiny_recipe, tmp_path):
     tree = {**tiny_recipe, "rounds": 2}
     tree["model"] = {**tiny_recipe["model"], "id": str(tmp_path / "model"), "quantization": "nf4"}
     summary, _, _ = run(tree, tmp_path / "run")
-    assert summary["final"]["in_domain"] < summary["base"]["in_domain"]
+    assert summary.final.in_domain < summary.base.in_domain
     model, _ = loading.load_base(
         str(tmp_path / "model"), BaseOptions(dtype="float32", device="cpu", quantization="nf4")
     )

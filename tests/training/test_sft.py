@@ -11,7 +11,6 @@ from fedsrd.data.prompt import Encoded
 from fedsrd.errors import ModelError
 from fedsrd.evaluation.nll import response_nll
 from fedsrd.training.batches import IGNORED, collate, draw, response_loss
-from fedsrd.training.loading import BaseOptions
 from fedsrd.training.models import (
     AdaptedModel,
     adapter_config,
@@ -21,10 +20,11 @@ from fedsrd.training.models import (
     merged_tensors,
     shape_table,
 )
-from fedsrd.training.sft import LocalTrainer, PooledTrainer, SFTOptions
+from fedsrd.training.options import BaseOptions, TrainingOptions
+from fedsrd.training.sft import LocalTrainer, PooledTrainer
 
 EXAMPLES = [Encoded([5, 6, 7, 8][: 1 + i % 4], [20 + i, 30 + i, 2][: 1 + i % 3]) for i in range(12)]
-OPTIONS = SFTOptions(3, batch_size=2, accumulation=2, learning_rate=1e-2, weight_decay=0.0, max_grad_norm=1.0)
+OPTIONS = TrainingOptions(steps=3, batch_size=2, accumulation=2, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_factors_go_in_and_come_out_with_the_same_bits(adapted, table):
 
 
 def test_training_lowers_the_loss_and_repeats_itself(adapted, table):
-    trainer = LocalTrainer(adapted, EXAMPLES, SFTOptions(20, 4, 1, 1e-2, 0.0, 1.0), "c", seed=0)
+    trainer = LocalTrainer(adapted, EXAMPLES, TrainingOptions(steps=20, learning_rate=1e-2), "c", seed=0)
     start = initial_factors(table, 0)
     losses: list[float] = []
     once = trainer.train(start, 1, ("B", "A"), lambda step, loss: losses.append(loss))
@@ -141,7 +141,8 @@ def test_drawing_is_seamless_and_visits_every_example_once_an_epoch(count, start
 
 
 def test_a_loss_that_explodes_comes_back_to_be_refused(adapted, table):
-    trainer = LocalTrainer(adapted, EXAMPLES, SFTOptions(4, 2, 1, 1e30, 0.0, 1e30), "c", 0)
+    absurd = OPTIONS.model_copy(update={"steps": 4, "learning_rate": 1e30, "max_grad_norm": 1e30})
+    trainer = LocalTrainer(adapted, EXAMPLES, absurd, "c", 0)
     after = trainer.train(initial_factors(table, 0), 1, ("B", "A"), lambda *_: None)
     assert not all(bool(torch.isfinite(t).all()) for pair in after.factors.values() for t in pair)
 
@@ -174,7 +175,7 @@ def test_a_device_that_is_not_there(tiny_model, lora):
 def test_the_proximal_term_holds_training_near_its_start(adapted, table):
     """Where it is all that counts, training stays at the start; where it counts little, it goes less far."""
     start = initial_factors(table, 0)
-    trainer = LocalTrainer(adapted, EXAMPLES, SFTOptions(8, 4, 1, 1e-2, 0.0, 1.0), "c", 0)
+    trainer = LocalTrainer(adapted, EXAMPLES, TrainingOptions(steps=8, learning_rate=1e-2), "c", 0)
     free, held, tight = (
         trainer.train(start, 1, ("B", "A"), lambda *_: None, proximal=mu).factors for mu in (0.0, 1.0, 1e4)
     )

@@ -55,7 +55,7 @@ def run(
         )
         raise SystemExit(INTERRUPTED) from None
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder.path), **summary}, indent=2))
+        typer.echo(json.dumps({"folder": str(folder.path), **summary.plain()}, indent=2))
 
 
 def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bool, track: list[str]) -> Any:
@@ -70,8 +70,7 @@ def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bo
         if track:
             display.begin(recipe, folder.path.name)
         summary = local.run(prepared, display, keep_payloads=keep_payloads)
-    records = [json.loads(line) for line in (folder.path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
-    for table in closing_tables(records, summary):
+    for table in closing_tables(folder.records(), summary):
         console.print(table)
     console.print(terminal.totals(summary), highlight=False)
     for adapter in folder.adapters():

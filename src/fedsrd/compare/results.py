@@ -1,6 +1,5 @@
 """From run folders to the numbers of the tables and figures. Nothing here computes on a model."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -62,8 +61,7 @@ class Curve:
 
 def read_curve(run: Run, folder: Path) -> Curve:
     """A finished run's numbers from its rounds.jsonl."""
-    lines = (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
-    records: list[Record] = [json.loads(line) for line in lines]
+    records = RunFolder(folder).records()
     sets = run.recipe.evaluation.sets
     inside = [entry.name for entry in sets if entry.in_domain]
     outside = [entry.name for entry in sets if not entry.in_domain]
@@ -71,27 +69,27 @@ def read_curve(run: Run, folder: Path) -> Curve:
     curve = Curve(run.seed, [], [], [], [], {}, {}, [], [], {}, {}, {})
     up = down = 0
     for record in records:
-        up += sum(record["bytes_up"].values())
-        down += sum(record["bytes_down"].values())
-        if "benchmarks" in record:
-            curve.benchmarks["final" if record["round"] else "base"] = record["benchmarks"]
-        quality = record["eval"]
+        up += sum(record.bytes_up.values())
+        down += sum(record.bytes_down.values())
+        if record.benchmarks:
+            curve.benchmarks["final" if record.round else "base"] = record.benchmarks
+        quality = record.eval
         if not quality:
             continue
-        by_client = record.get("eval_by_client", {})
+        by_client = record.eval_by_client
         own = [by_client.get(name, quality)[name] for name in owners]
-        curve.rounds.append(record["round"])
+        curve.rounds.append(record.round)
         curve.in_domain.append(_mean([quality[name] for name in inside]))
         curve.own.append(_mean(own))
         curve.out_of_domain.append(_mean([quality[name] for name in outside]) if outside else None)
         curve.bytes_up.append(up)
         curve.bytes_down.append(down)
-        (curve.by_set if record["round"] else curve.base).update(quality)
+        (curve.by_set if record.round else curve.base).update(quality)
     rounds = records[1:]
     for phase, parts in SECONDS.items():
-        curve.seconds[phase] = _mean([sum(record["seconds"][part] for part in parts) for record in rounds])
-    for key in rounds[0].get("density_up_by_layer", {}) if rounds else ():
-        curve.density[key] = _mean([record["density_up_by_layer"].get(key, 0.0) for record in rounds])
+        curve.seconds[phase] = _mean([sum(record.seconds[part] for part in parts) for record in rounds])
+    for key in rounds[0].density_up_by_layer if rounds else ():
+        curve.density[key] = _mean([record.density_up_by_layer.get(key, 0.0) for record in rounds])
     return curve
 
 

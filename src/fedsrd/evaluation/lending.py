@@ -10,6 +10,7 @@ from fedsrd.evaluation import cache
 from fedsrd.evaluation.subjects import Subject
 from fedsrd.packages import Say, silent
 from fedsrd.training import loading
+from fedsrd.training.options import BaseOptions
 
 
 @dataclass
@@ -58,9 +59,8 @@ class Lending:
         key = (subject.model, subject.revision, self.dtype(subject), subject.quantization)
         if self._key != key:
             self._say(f"Loading {subject.model}")
-            options = loading.BaseOptions(
-                subject.revision, self.dtype(subject), str(self.device), quantization=subject.quantization
-            )
+            how = {"dtype": self.dtype(subject), "device": str(self.device), "quantization": subject.quantization}
+            options = BaseOptions.model_validate({"revision": subject.revision, **how})
             self._base, self._tokenizer = loading.load_base(subject.model, options, self._say)
             self._key = key
         elif hasattr(self._base, "unload"):

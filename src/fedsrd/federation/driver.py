@@ -10,7 +10,7 @@ import torch
 from fedsrd import methods
 from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.checkpoint import Checkpoint
-from fedsrd.federation.records import Record, round_record, start_record, summarise
+from fedsrd.federation.records import round_record, start_record, summarise
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Observer
@@ -18,6 +18,7 @@ from fedsrd.federation.setup import environment
 from fedsrd.recipe import Recipe
 from fedsrd.runs.card import card
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import RoundRecord, Summary
 
 Memories = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -58,7 +59,7 @@ class Driver:
         """The recipe's."""
         return self.server.config.method
 
-    def begin(self, names: list[str], start_bytes: int) -> list[Record]:
+    def begin(self, names: list[str], start_bytes: int) -> list[RoundRecord]:
         """Makes the folder of a new run; gives its records, round 0."""
         self.folder.create(self.recipe, environment())
         if self._one_adapter:
@@ -67,7 +68,7 @@ class Driver:
         self._commit(records)
         return records
 
-    def restore(self, checkpoint: Checkpoint, records: list[Record]) -> None:
+    def restore(self, checkpoint: Checkpoint, records: list[RoundRecord]) -> None:
         """Takes the state of the last complete round. A crash may have left the adapter one round behind it."""
         self.server.restore(checkpoint.state, checkpoint.server)
         self.server.ledger.restore(checkpoint.missed, checkpoint.known, checkpoint.counted)
@@ -81,7 +82,7 @@ class Driver:
                 "not stop"
             )
 
-    def run(self, records: list[Record], *, keep_payloads: bool = False) -> None:
+    def run(self, records: list[RoundRecord], *, keep_payloads: bool = False) -> None:
         """Runs to the last round and settles; every complete round is on the disk. Appends to `records`.
 
         Raises:
@@ -102,11 +103,12 @@ class Driver:
             self.observer.round_done(records[-1])
         sent = {name: size for name, size in self.rounds.finalize().items() if size}
         if sent:
-            down = records[-1]["bytes_down"]
-            down.update({name: down.get(name, 0) + size for name, size in sent.items()})
+            down = records[-1].bytes_down
+            down = down | {name: down.get(name, 0) + size for name, size in sent.items()}
+            records[-1] = records[-1].model_copy(update={"bytes_down": down})
             self._commit(records)
 
-    def summarise(self, records: list[Record]) -> Record:
+    def summarise(self, records: list[RoundRecord]) -> Summary:
         """Writes what is not on the disk yet - the adapter of a changed base, cards, summary.json - and gives the
         summary.
         """
@@ -137,7 +139,7 @@ class Driver:
 
         return adapter_tensors(self.server.model()) if self._one_adapter else None
 
-    def _commit(self, records: list[Record]) -> None:
+    def _commit(self, records: list[RoundRecord]) -> None:
         server = self.server
         checkpoint = Checkpoint(
             server.state,
@@ -150,5 +152,5 @@ class Driver:
         )
         self._write(checkpoint, records)
 
-    def _write(self, checkpoint: Checkpoint, records: list[Record]) -> None:
+    def _write(self, checkpoint: Checkpoint, records: list[RoundRecord]) -> None:
         self.folder.commit(checkpoint.state.version, checkpoint.to_bytes(), records, self._adapter())

@@ -12,11 +12,11 @@ from fedsrd.errors import DataError, FederationError
 from fedsrd.federation.client import Client, ClientMemory
 from fedsrd.federation.driver import Driver
 from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask, Update
-from fedsrd.federation.records import Record
 from fedsrd.federation.resume import restore
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.session import Assets, Observer, Session
 from fedsrd.federation.setup import Prepared, config_of, server_of
+from fedsrd.runs.records import Summary
 
 POOL = "all"
 """What the one client is called where all data lies in one place."""
@@ -53,7 +53,9 @@ class LocalEngine:
         return {name: self.clients[name].digest for name in messages}
 
 
-def run(prepared: Prepared, observer: Observer, *, keep_payloads: bool = False, assets: Assets | None = None) -> Record:
+def run(
+    prepared: Prepared, observer: Observer, *, keep_payloads: bool = False, assets: Assets | None = None
+) -> Summary:
     """Runs (or continues) a federation to its last round and returns the summary.
 
     The state of every complete round is on the disk; a run that was killed continues with the same bytes.
@@ -76,7 +78,7 @@ def run(prepared: Prepared, observer: Observer, *, keep_payloads: bool = False, 
         return _run(prepared, Session(prepared.recipe, prepared.lora, observer, assets or Assets()), keep_payloads)
 
 
-def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Record:
+def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Summary:
     recipe, folder = prepared.recipe, prepared.folder
     config = config_of(recipe, prepared.table)
     method = config.method

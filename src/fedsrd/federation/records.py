@@ -1,4 +1,4 @@
-"""What a run writes about itself: the object of one round, and the summary of all."""
+"""What a run writes about itself (`runs.records`): one record a round, and the summary of all."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -8,8 +8,7 @@ from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.rounds import Round
 from fedsrd.federation.server import Counts
 from fedsrd.recipe import Recipe
-
-Record = dict[str, Any]
+from fedsrd.runs.records import Quality, RoundRecord, Summary
 
 
 def group_of(module: str) -> str:
@@ -41,84 +40,87 @@ def density(deltas: Iterable[Counts], table: TensorTable, part: Callable[[str], 
     return {key: round(count / whole[key], 6) for key, count in sent.items()}
 
 
-def start_record(start_bytes: int, clients: Sequence[str], state_digest: str, quality: Mapping[str, Any]) -> Record:
+def start_record(
+    start_bytes: int, clients: Sequence[str], state_digest: str, quality: Mapping[str, Any]
+) -> RoundRecord:
     """Round 0: the start that every client got, and the base model's quality."""
-    return {
-        "round": 0,
-        "digest": state_digest,
-        "bytes_up": {},
-        "bytes_down": dict.fromkeys(clients, start_bytes),
+    return RoundRecord(
+        round=0,
+        digest=state_digest,
+        bytes_up={},
+        bytes_down=dict.fromkeys(clients, start_bytes),
         **quality,
-    }
+    )
 
 
-def round_record(done: Round, table: TensorTable, seconds: Mapping[str, float], quality: Mapping[str, Any]) -> Record:
+def round_record(
+    done: Round, table: TensorTable, seconds: Mapping[str, float], quality: Mapping[str, Any]
+) -> RoundRecord:
     """One round's object in rounds.jsonl. Bytes are lengths of real payloads; seconds are summed over clients."""
     closed = done.closed
     losses = {update.client: round(update.loss, 6) for update in closed.accepted}
     moved = sorted({factor for name in closed.downlink if (factor := lora.split(name)[1])})
-    return {
-        "round": closed.broadcast.round,
-        "digest": closed.broadcast.digest,
-        "factor_down": "".join(reversed(moved)),
-        "bytes_up": {update.client: len(update.payload) for update in closed.accepted},
-        "bytes_down": done.bytes_down,
-        "density_up": density(closed.uplinks, table),
-        "density_up_by_layer": density(closed.uplinks, table, layer_of),
-        "density_down": density([closed.downlink], table),
-        "seconds": {phase: round(value, 4) for phase, value in seconds.items()},
-        "train_loss": sum(losses.values()) / len(losses),
-        "train_loss_by_client": losses,
-        "rejected": {failure.client: failure.reason for failure in closed.rejected},
-        "attempts": done.attempts,
+    return RoundRecord(
+        round=closed.broadcast.round,
+        digest=closed.broadcast.digest,
+        factor_down="".join(reversed(moved)),
+        bytes_up={update.client: len(update.payload) for update in closed.accepted},
+        bytes_down=done.bytes_down,
+        density_up=density(closed.uplinks, table),
+        density_up_by_layer=density(closed.uplinks, table, layer_of),
+        density_down=density([closed.downlink], table),
+        seconds={phase: round(value, 4) for phase, value in seconds.items()},
+        train_loss=sum(losses.values()) / len(losses),
+        train_loss_by_client=losses,
+        rejected={failure.client: failure.reason for failure in closed.rejected},
+        attempts=done.attempts,
         **quality,
-    }
+    )
 
 
-def summarise(recipe: Recipe, table: TensorTable, records: Sequence[Record]) -> Record:
+def summarise(recipe: Recipe, table: TensorTable, records: Sequence[RoundRecord]) -> Summary:
     """The content of summary.json.
 
     Ratios compare all bytes, up and down, with sending every LoRA parameter both ways to every client that took part in
     a round.
     """
-    up = sum(sum(record["bytes_up"].values()) for record in records)
-    down = sum(sum(record["bytes_down"].values()) for record in records)
-    rounds = len(records) - 1
-    values = 2 * table.elements * sum(len(record["bytes_up"]) for record in records)
-    measured = [record["eval"] for record in records if record["eval"]]
+    up = sum(sum(record.bytes_up.values()) for record in records)
+    down = sum(sum(record.bytes_down.values()) for record in records)
+    values = 2 * table.elements * sum(len(record.bytes_up) for record in records)
+    measured = [record.eval for record in records if record.eval]
     in_domain = [entry.name for entry in recipe.evaluation.sets if entry.in_domain]
     outside = [entry.name for entry in recipe.evaluation.sets if not entry.in_domain]
 
-    def averages(quality: Mapping[str, float]) -> Record:
-        return {
-            "by_set": dict(quality),
-            "in_domain": _mean([quality[name] for name in in_domain if name in quality]),
-            "out_of_domain": _mean([quality[name] for name in outside if name in quality]),
-        }
+    def averages(quality: Mapping[str, float]) -> Quality:
+        return Quality(
+            by_set=dict(quality),
+            in_domain=_mean([quality[name] for name in in_domain if name in quality]),
+            out_of_domain=_mean([quality[name] for name in outside if name in quality]),
+        )
 
-    benchmarks = [record["benchmarks"] for record in records if "benchmarks" in record]
+    benchmarks = [record.benchmarks for record in records if record.benchmarks]
     phases: dict[str, float] = {}
     for record in records:
-        for phase, value in record.get("seconds", {}).items():
+        for phase, value in record.seconds.items():
             phases[phase] = round(phases.get(phase, 0.0) + value, 4)
-    return {
-        "name": recipe.name,
-        "method": recipe.method["name"],
-        "seed": recipe.seed,
-        "rounds": rounds,
-        "clients": len({name for record in records for name in (*record["bytes_down"], *record["bytes_up"])}),
-        "parameters": table.elements,
-        "bytes_up": up,
-        "bytes_down": down,
-        "ratio_to_dense_float32": (up + down) / (4 * values) if values else None,
-        "ratio_to_dense_bfloat16": (up + down) / (2 * values) if values else None,
-        "seconds": phases,
-        "metric": "response NLL, nats a token",
-        "base": averages(measured[0]) if measured else None,
-        "final": averages(measured[-1]) if measured else None,
-        **({"benchmarks": {"base": benchmarks[0], "final": benchmarks[-1]}} if len(benchmarks) > 1 else {}),
-        "digest": records[-1]["digest"],
-    }
+    return Summary(
+        name=recipe.name,
+        method=recipe.method["name"],
+        seed=recipe.seed,
+        rounds=len(records) - 1,
+        clients=len({name for record in records for name in (*record.bytes_down, *record.bytes_up)}),
+        parameters=table.elements,
+        bytes_up=up,
+        bytes_down=down,
+        ratio_to_dense_float32=(up + down) / (4 * values) if values else None,
+        ratio_to_dense_bfloat16=(up + down) / (2 * values) if values else None,
+        seconds=phases,
+        metric="response NLL, nats a token",
+        base=averages(measured[0]) if measured else None,
+        final=averages(measured[-1]) if measured else None,
+        benchmarks={"base": benchmarks[0], "final": benchmarks[-1]} if len(benchmarks) > 1 else {},
+        digest=records[-1].digest,
+    )
 
 
 def _mean(values: Sequence[float]) -> float | None:

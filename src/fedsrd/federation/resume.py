@@ -2,10 +2,11 @@
 
 from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.checkpoint import Checkpoint
-from fedsrd.runs.folder import Record, RunFolder
+from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import RoundRecord
 
 
-def restore(folder: RunFolder) -> tuple[Checkpoint, list[Record]] | None:
+def restore(folder: RunFolder) -> tuple[Checkpoint, list[RoundRecord]] | None:
     """State and records of the last complete round; None when not even the start was complete.
 
     `rounds.jsonl` may be one round ahead after a crash; what is ahead is dropped.
@@ -16,7 +17,7 @@ def restore(folder: RunFolder) -> tuple[Checkpoint, list[Record]] | None:
     if not folder.state.is_file():
         return None
     checkpoint = Checkpoint.load(folder.state, "the run cannot be resumed")
-    return checkpoint, folder.records(checkpoint.state.version)
+    return checkpoint, [record for record in folder.records() if record.round <= checkpoint.state.version]
 
 
 def tensor_table(folder: RunFolder) -> TensorTable | None:

@@ -8,7 +8,8 @@ from fedsrd.core.tensors import BaseDelta, Tensors
 from fedsrd.data.examples import Example
 from fedsrd.data.prompt import Encoded, encode
 from fedsrd.errors import DataError
-from fedsrd.recipe import DataSection, ModelSection, Recipe
+from fedsrd.recipe import DataSection, Recipe
+from fedsrd.runs.records import RoundRecord
 
 EMBEDDED = "embedded:"
 SAMPLE_TOKENS = 64
@@ -27,7 +28,7 @@ class Observer(Protocol):
     def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
         """Within a round: `what` (a client, or evaluation) stands at `done` of `total`."""
 
-    def round_done(self, record: dict[str, Any]) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """A round is complete and on the disk."""
 
 
@@ -80,7 +81,7 @@ class Session:
 
         model = self.recipe.model
         self.observer.say(f"Loading {model.id}")
-        return AdaptedModel.load(model.id, self._lora, base_options(model), say=self.observer.say)
+        return AdaptedModel.load(model.id, self._lora, model, say=self.observer.say)
 
     def trainers(self, pool: str | None = None) -> dict[str, Any]:
         """One trainer a client by name, in the recipe's order, all with the same model.
@@ -88,20 +89,11 @@ class Session:
         Args:
             pool: the name of one trainer that has all data, in the place of the clients'; None for the clients'.
         """
-        from fedsrd.training.sft import LocalTrainer, PooledTrainer, SFTOptions
+        from fedsrd.training.sft import LocalTrainer, PooledTrainer
 
-        recipe, training = self.recipe, self.recipe.training
-        options = SFTOptions(
-            training.steps,
-            training.batch_size,
-            training.accumulation,
-            training.learning_rate,
-            training.weight_decay,
-            training.max_grad_norm,
-            training.packing,
-        )
+        recipe = self.recipe
         each = {
-            name: LocalTrainer(self.adapted, examples, options, name, recipe.seed)
+            name: LocalTrainer(self.adapted, examples, recipe.training, name, recipe.seed)
             for name, examples in self._train.items()
         }
         return each if pool is None else {pool: PooledTrainer(list(each.values()), pool)}
@@ -204,13 +196,6 @@ class Session:
     def _encoded(self, examples: Sequence[Example]) -> list[Encoded]:
         training = self.recipe.training
         return [encode(e, training.prompt, self.adapted.tokenizer, training.max_length) for e in examples]
-
-
-def base_options(model: ModelSection) -> Any:
-    """How a recipe's base model is loaded."""
-    from fedsrd.training.loading import BaseOptions
-
-    return BaseOptions(**model.model_dump(exclude={"id", "license"}))
 
 
 def load_examples(data: DataSection, owner: str, observer: Observer) -> list[Example]:

@@ -14,7 +14,6 @@ from fedsrd import plugins
 from fedsrd import recipe as recipes
 from fedsrd.errors import RecipeError
 from fedsrd.federation.driver import Driver
-from fedsrd.federation.records import Record
 from fedsrd.federation.remote.header import Job
 from fedsrd.federation.remote.log import Log, resident_mib
 from fedsrd.federation.resume import restore
@@ -29,12 +28,13 @@ from fedsrd.report.board import Board
 from fedsrd.report.evaluation import closing_tables
 from fedsrd.report.page.write import report
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import RoundRecord, Summary
 
 WIDTH = 100
 """Columns, where the output is no terminal but Flower's log."""
 
 
-def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None) -> Record:
+def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None) -> Summary:
     """Runs (or continues) the federation that the run config describes; gives its summary.
 
     Args:
@@ -96,15 +96,15 @@ class _Watch:
     def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
         self._board.activity(round_number, what, done, total, detail)
 
-    def round_done(self, record: Record) -> None:
-        about = {key: record[key] for key in ("digest", "bytes_up", "bytes_down", "rejected") if key in record}
-        self._log.write("round", round=record["round"], memory_mib=resident_mib(), **about)
+    def round_done(self, record: RoundRecord) -> None:
+        about = record.model_dump(include={"digest", "bytes_up", "bytes_down", "rejected"}, exclude_unset=True)
+        self._log.write("round", round=record.round, memory_mib=resident_mib(), **about)
         self._board.round_done(record)
 
 
 def _serve(
     grid: Grid, recipe: Recipe, prepared: Prepared, watch: _Watch, config: Mapping[str, Any]
-) -> tuple[Record, list[Record]]:
+) -> tuple[Summary, list[RoundRecord]]:
     folder = prepared.folder
     server = server_of(recipe, config_of(recipe, prepared.table))
     session = _judge(recipe, prepared, watch, server.config.method)

@@ -9,8 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from fedsrd.report.terminal import amount
-
-Record = dict[str, Any]
+from fedsrd.runs.records import RoundRecord
 
 STATES = {"asked": "working", "answered": "answered", "failed": "failed", "silent": "silent"}
 
@@ -28,7 +27,7 @@ class Board:
         self.console = console
         self._rounds = rounds
         self._round = 0
-        self._rows: dict[str, Record] = {}
+        self._rows: dict[str, dict[str, Any]] = {}
         self._began = time.perf_counter()
         self._live = Live(console=console, get_renderable=self._table, transient=True, refresh_per_second=4)
 
@@ -83,26 +82,26 @@ class Board:
         else:
             self.say(texts.get(kind, f"{client}: {kind}"))
 
-    def round_done(self, record: Record) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """The table of a closed round."""
-        if record["round"] == 0 or not self._rows:
+        if record.round == 0 or not self._rows:
             return
-        for client, reason in record.get("rejected", {}).items():
+        for client, reason in record.rejected.items():
             self._rows.setdefault(client, {"down": 0})["reason"] = reason
             if self._rows[client].get("state") == "answered":
                 self._rows[client]["state"] = "left out"
         self.console.print(self._table(record))
-        if record["eval"]:
-            self.say("NLL " + ", ".join(f"{name} {value:.2f}" for name, value in record["eval"].items()))
+        if record.eval:
+            self.say("NLL " + ", ".join(f"{name} {value:.2f}" for name, value in record.eval.items()))
         self._rows = {}
 
-    def _line(self, row: Record) -> str:
+    def _line(self, row: dict[str, Any]) -> str:
         if row["state"] == "answered":
             return f"answered  up {amount(row['up'])}  {row['seconds']:.1f} s"
         return f"{row['state']}: {row['reason']}"
 
-    def _table(self, record: Record | None = None) -> Table:
-        loss = f", loss {record['train_loss']:.3f}" if record else ""
+    def _table(self, record: RoundRecord | None = None) -> Table:
+        loss = f", loss {record.train_loss:.3f}" if record else ""
         table = Table(title=f"Round {self._round}/{self._rounds}{loss}", box=box.SIMPLE, pad_edge=False)
         for column in ("client", "state", "up", "down", "seconds"):
             left = column in ("client", "state")

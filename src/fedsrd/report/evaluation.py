@@ -1,7 +1,6 @@
 """An evaluation in the terminal: progress, and the table of scores."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.table import Table
 from fedsrd.evaluation import embedded, scores
 from fedsrd.report import terminal
 from fedsrd.report.terminal import Display
+from fedsrd.runs.records import RoundRecord, Summary
 
 
 class EvaluationDisplay(Display):
@@ -32,17 +32,16 @@ class EvaluationDisplay(Display):
         self.progress.update(self._task, description=text, completed=done, total=total)
 
 
-def benchmarks_table(summary: Mapping[str, Any]) -> Table | None:
+def benchmarks_table(summary: Summary) -> Table | None:
     """A run's benchmarks before and after, None where it has none."""
-    found = summary.get("benchmarks")
-    if not found:
+    if not summary.benchmarks:
         return None
-    return scores_table(embedded.before_and_after(found))
+    return scores_table(embedded.before_and_after(summary.benchmarks))
 
 
-def closing_tables(records: list[dict[str, Any]], summary: dict[str, Any]) -> list[Table]:
+def closing_tables(records: Sequence[RoundRecord], summary: Summary) -> list[Table]:
     """What a run ends with, in one process and under Flower alike: rounds, quality, benchmarks, as far as measured."""
-    quality = terminal.quality_table(summary) if summary["final"] is not None else None
+    quality = terminal.quality_table(summary)
     found = (terminal.rounds_table(records), quality, benchmarks_table(summary))
     return [table for table in found if table is not None]
 

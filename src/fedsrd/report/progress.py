@@ -1,7 +1,6 @@
 """One progress display for a comparison: a line that stays for every run, and one that moves."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn
@@ -9,8 +8,7 @@ from rich.progress import BarColumn
 from fedsrd.compare.plan import Run, slug
 from fedsrd.report.comparison import last_line, short
 from fedsrd.report.terminal import Display
-
-Record = dict[str, Any]
+from fedsrd.runs.records import RoundRecord
 
 
 class CompareDisplay(Display):
@@ -20,7 +18,7 @@ class CompareDisplay(Display):
         super().__init__(console, BarColumn(bar_width=20))
         self._runs = self.progress.add_task("runs", total=None, detail="")
         self._rounds = self.progress.add_task("round", total=None, detail="", visible=False)
-        self._last: Record = {}
+        self._last: dict[str, float] = {}
         self._title = ""
 
     def warn(self, text: str) -> None:
@@ -31,11 +29,11 @@ class CompareDisplay(Display):
         """Moves the moving line."""
         self.progress.update(self._rounds, detail=f"{what} {done}/{total} {detail}", visible=True)
 
-    def round_done(self, record: Record) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """A round of the present run is complete."""
-        self.progress.update(self._rounds, completed=record["round"], visible=True)
-        if record["eval"]:
-            self._last = record["eval"]
+        self.progress.update(self._rounds, completed=record.round, visible=True)
+        if record.eval:
+            self._last = record.eval
 
     def run_started(self, run: Run, place: int, count: int) -> None:
         """The next run."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import Any, Self
 
 from rich import box
@@ -18,8 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from fedsrd.packages import watched
-
-Record = dict[str, Any]
+from fedsrd.runs.records import RoundRecord, Summary
 
 PHASES = {
     "train": ("train",),
@@ -111,19 +111,19 @@ class RunDisplay(Display):
         rate = f"  {seconds / gone:.1f} s each" if gone > 0 else ""
         self.progress.update(self._task, description=text, detail=f"{done}/{total} {detail}{rate}")
 
-    def round_done(self, record: Record) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """One line about a complete round."""
-        number = record["round"]
+        number = record.round
         self.progress.update(self._task, completed=number)
-        quality = ", ".join(f"{name} {value:.2f}" for name, value in record["eval"].items())
+        quality = ", ".join(f"{name} {value:.2f}" for name, value in record.eval.items())
         if number == 0:
-            self.say(f"start  down {amount(_mean(record['bytes_down'].values()))} a client")
+            self.say(f"start  down {amount(_mean(record.bytes_down.values()))} a client")
             self._quality(quality)
             return
-        up, down = (_mean(record[key].values()) for key in ("bytes_up", "bytes_down"))
+        up, down = _mean(record.bytes_up.values()), _mean(record.bytes_down.values())
         self.say(
-            f"round {number}/{self._rounds}  loss {record['train_loss']:.3f}  "
-            f"up {amount(up)}  down {amount(down)} ({record['factor_down']})"
+            f"round {number}/{self._rounds}  loss {record.train_loss:.3f}  "
+            f"up {amount(up)}  down {amount(down)} ({record.factor_down})"
         )
         self._quality(quality)
 
@@ -148,47 +148,52 @@ def amount(count: float) -> str:
     return f"{count / 1024:.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.2f} MiB"
 
 
-def rounds_table(records: list[Record]) -> Table:
+def rounds_table(records: Sequence[RoundRecord]) -> Table:
     """One line a round: bytes a client up and down, seconds of each phase, training loss."""
     title = "Rounds: MiB a client (as sent), seconds of all clients, loss"
     table = Table(title=title, box=box.SIMPLE, padding=0, pad_edge=False)
     for column in ("round", "up MiB", "down MiB", *PHASES, "loss"):
         table.add_column(column, justify="right", no_wrap=True)
     for record in records:
-        seconds = record.get("seconds", {})
+        seconds = record.seconds
         table.add_row(
-            str(record["round"]),
-            f"{_mean(record['bytes_up'].values()) / (1 << 20):.2f}",
-            f"{_mean(record['bytes_down'].values()) / (1 << 20):.2f} {record.get('factor_down', '')}",
+            str(record.round),
+            f"{_mean(record.bytes_up.values()) / (1 << 20):.2f}",
+            f"{_mean(record.bytes_down.values()) / (1 << 20):.2f} {record.factor_down}",
             *(f"{sum(seconds[p] for p in phases):.2f}" if seconds else "" for phases in PHASES.values()),
-            f"{record['train_loss']:.3f}" if "train_loss" in record else "",
+            "" if record.train_loss is None else f"{record.train_loss:.3f}",
         )
     return table
 
 
-def quality_table(summary: Record) -> Table:
-    """Held-out quality of each domain before and after."""
+def quality_table(summary: Summary) -> Table | None:
+    """Held-out quality of each domain before and after; None where it was not measured."""
+    base, final = summary.base, summary.final
+    if base is None or final is None:
+        return None
     table = Table(title="Held-out response NLL, nats a token", box=box.SIMPLE, pad_edge=False)
     for column in ("set", "base", "after", "change"):
         table.add_column(column, justify="left" if column == "set" else "right")
-    base, final = summary["base"], summary["final"]
-    rows = [(name, base["by_set"][name], final["by_set"].get(name)) for name in base["by_set"]]
-    rows += [(f"mean {key.replace('_', ' ')}", base[key], final[key]) for key in ("in_domain", "out_of_domain")]
+    rows: list[tuple[str, float | None, float | None]] = [
+        *((name, value, final.by_set.get(name)) for name, value in base.by_set.items()),
+        ("mean in domain", base.in_domain, final.in_domain),
+        ("mean out of domain", base.out_of_domain, final.out_of_domain),
+    ]
     for name, before, after in rows:
         if before is not None and after is not None:
             table.add_row(name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
     return table
 
 
-def totals(summary: Record) -> str:
+def totals(summary: Summary) -> str:
     """What was sent in all, against dense averaging."""
-    whole = summary["bytes_up"] + summary["bytes_down"]
-    text = f"Sent {amount(summary['bytes_up'])} up and {amount(summary['bytes_down'])} down, {amount(whole)} in all"
-    if summary["ratio_to_dense_float32"] is None:
+    whole = summary.bytes_up + summary.bytes_down
+    text = f"Sent {amount(summary.bytes_up)} up and {amount(summary.bytes_down)} down, {amount(whole)} in all"
+    if summary.ratio_to_dense_float32 is None:
         return text
     return (
-        f"{text}: {summary['ratio_to_dense_float32']:.1%} of dense float32, "
-        f"{summary['ratio_to_dense_bfloat16']:.1%} of dense bfloat16"
+        f"{text}: {summary.ratio_to_dense_float32:.1%} of dense float32, "
+        f"{summary.ratio_to_dense_bfloat16:.1%} of dense bfloat16"
     )
 
 

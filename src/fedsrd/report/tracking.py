@@ -1,14 +1,13 @@
 """Live tracking where people look: TensorBoard, Weights & Biases, MLflow or Trackio, by accelerate's trackers."""
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from fedsrd.errors import RecipeError
 from fedsrd.recipe import Recipe
+from fedsrd.runs.records import RoundRecord
 
-Record = Mapping[str, Any]
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 """Names of `--track`, and of the packages that they need."""
 
@@ -22,26 +21,25 @@ def check(names: list[str]) -> None:
             raise RecipeError(f"--track {name}: {name} is not installed; install it with: pip install {name}")
 
 
-def scalars(record: Record, recipe: Recipe) -> dict[str, float]:
+def scalars(record: RoundRecord, recipe: Recipe) -> dict[str, float]:
     """A round's figures by name: "nll/medical", "bytes/up", "seconds/train", ..."""
-    found = {f"nll/{name}": value for name, value in record["eval"].items()}
+    found = {f"nll/{name}": value for name, value in record.eval.items()}
     sets = recipe.evaluation.sets
     for inside, label in ((True, "nll/mean in domain"), (False, "nll/mean out of domain")):
-        values = [record["eval"][s.name] for s in sets if s.in_domain == inside and s.name in record["eval"]]
+        values = [record.eval[s.name] for s in sets if s.in_domain == inside and s.name in record.eval]
         if values:
             found[label] = sum(values) / len(values)
-    for direction in ("up", "down"):
-        sizes = record[f"bytes_{direction}"].values()
+    for direction, sizes in (("up", record.bytes_up), ("down", record.bytes_down)):
         if sizes:
-            found[f"bytes/{direction}, mean of clients"] = sum(sizes) / len(sizes)
-    if "train_loss" in record:
-        found["loss/mean"] = record["train_loss"]
-        found |= {f"loss/{name}": value for name, value in record["train_loss_by_client"].items()}
-        found["clients/left out"] = float(len(record["rejected"]))
-        found["clients/accepted"] = float(len(record["bytes_up"]))
-    found |= {f"seconds/{phase}": value for phase, value in record.get("seconds", {}).items()}
-    found |= {f"density up/{part}": value for part, value in record.get("density_up", {}).items()}
-    for name, row in record.get("benchmarks", {}).items():
+            found[f"bytes/{direction}, mean of clients"] = sum(sizes.values()) / len(sizes)
+    if record.train_loss is not None:
+        found["loss/mean"] = record.train_loss
+        found |= {f"loss/{name}": value for name, value in record.train_loss_by_client.items()}
+        found["clients/left out"] = float(len(record.rejected))
+        found["clients/accepted"] = float(len(record.bytes_up))
+    found |= {f"seconds/{phase}": value for phase, value in record.seconds.items()}
+    found |= {f"density up/{part}": value for part, value in record.density_up.items()}
+    for name, row in record.benchmarks.items():
         found |= {
             f"benchmarks/{name} {key}": v for key, v in row.items() if isinstance(v, float) and "stderr" not in key
         }
@@ -108,7 +106,7 @@ class Tracked:
         self._inner.run_started(run, place, count)
         self.begin(run.recipe, f"{run.label}-seed-{run.seed}")
 
-    def round_done(self, record: dict[str, Any]) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """A round's figures."""
         self._inner.round_done(record)
         if self._recipe is None:
@@ -116,7 +114,7 @@ class Tracked:
         values = scalars(record, self._recipe)
         for kind, tracker in list(self._live.items()):
             with _Guard(self, kind):
-                tracker.log(values, step=record["round"])
+                tracker.log(values, step=record.round)
 
     def failed(self, kind: str, error: Exception) -> None:
         """Lets a tracker go."""

@@ -1,27 +1,24 @@
 """The model card of an adapter: what it was trained on, how, at what cost and with what result; README.md for a hub."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fedsrd import __version__
-from fedsrd.recipe import DataSection, Recipe
 from fedsrd.files import looks_local
-
-Record = Mapping[str, Any]
+from fedsrd.recipe import DataSection, Recipe
+from fedsrd.runs.records import Summary
 
 _EMBEDDED = {"embedded:smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 """Where an embedded model is from, and its licence."""
 
 
-def card(recipe: Recipe, summary: Record) -> str:
+def card(recipe: Recipe, summary: Summary) -> str:
     """The card as Markdown with a hub's front matter.
 
     Names no place on anybody's disk: data that is no public or embedded set is called private.
 
     Args:
         recipe: of the run.
-        summary: as `records.summarise` makes it.
+        summary: of the run.
     """
     from huggingface_hub import ModelCardData
 
@@ -39,7 +36,7 @@ def card(recipe: Recipe, summary: Record) -> str:
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {recipe.name}: a LoRA adapter trained by {summary['clients']} clients together",
+        f"# {recipe.name}: a LoRA adapter trained by {summary.clients} clients together",
         _opening(recipe, summary, base),
         "## Use\n\n" + _snippet(base),
         "## Data\n\n" + _data(recipe),
@@ -51,11 +48,11 @@ def card(recipe: Recipe, summary: Record) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _opening(recipe: Recipe, summary: Record, base: str | None) -> str:
+def _opening(recipe: Recipe, summary: Summary, base: str | None) -> str:
     return (
         f"Rank {recipe.lora.rank} LoRA factors for {base or 'a local base model'}, trained with federated learning by "
         f"fedsrd {__version__}: every client's data stayed with it, and only the parameters' changes were sent. "
-        f"Method: `{recipe.method['name']}`, {summary['rounds']} rounds."
+        f"Method: `{recipe.method['name']}`, {summary.rounds} rounds."
     )
 
 
@@ -77,7 +74,7 @@ def _data(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def _training(recipe: Recipe, summary: Record) -> str:
+def _training(recipe: Recipe, summary: Summary) -> str:
     training, lora = recipe.training, recipe.lora
     options = ", ".join(f"{key} {value}" for key, value in recipe.method.items() if key != "name")
     adapted = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
@@ -87,40 +84,43 @@ def _training(recipe: Recipe, summary: Record) -> str:
     return "\n".join(
         [
             f"- method `{recipe.method['name']}`" + (f" ({options})" if options else ""),
-            f"- {summary['rounds']} rounds of {training.steps} steps a client, {training.batch_size} x "
+            f"- {summary.rounds} rounds of {training.steps} steps a client, {training.batch_size} x "
             f"{training.accumulation} sequences of at most {training.max_length} tokens",
             f"- AdamW, learning rate {training.learning_rate:g}, constant, fresh each round; prompt style "
             f"`{training.prompt}`; loss on the response only",
             f"- LoRA: rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {adapted}: "
-            f"{summary['parameters']:,} parameters",
+            f"{summary.parameters:,} parameters",
             f"- base weights: {base}",
             f"- weighting of clients: {recipe.weighting}; seed {recipe.seed}",
         ]
     )
 
 
-def _bytes(summary: Record) -> str:
+def _bytes(summary: Summary) -> str:
     mib = 1 << 20
-    up, down = summary["bytes_up"] / mib, summary["bytes_down"] / mib
+    up, down = summary.bytes_up / mib, summary.bytes_down / mib
     text = f"{up:.2f} MiB up and {down:.2f} MiB down, by all clients in all rounds"
-    share = summary["ratio_to_dense_float32"]
+    share = summary.ratio_to_dense_float32
     return text + ("." if share is None else f": {share:.1%} of sending every parameter in float32 both ways.")
 
 
-def _scores(summary: Record) -> str:
-    if not summary["final"]:
+def _scores(summary: Summary) -> str:
+    before, after = summary.base, summary.final
+    if before is None or after is None:
         return "Not measured."
-    before, after = summary["base"], summary["final"]
     lines = [
         "Held-out response NLL, nats a token, less is better:",
         "",
         "| set | base model | with this adapter |",
         "|---|---:|---:|",
     ]
-    lines += [f"| {name} | {before['by_set'][name]:.3f} | {value:.3f} |" for name, value in after["by_set"].items()]
-    for key, label in (("in_domain", "mean in-domain"), ("out_of_domain", "mean out of domain")):
-        if before[key] is not None and after[key] is not None:
-            lines.append(f"| {label} | {before[key]:.3f} | {after[key]:.3f} |")
+    lines += [f"| {name} | {before.by_set[name]:.3f} | {value:.3f} |" for name, value in after.by_set.items()]
+    for was, now, label in (
+        (before.in_domain, after.in_domain, "mean in-domain"),
+        (before.out_of_domain, after.out_of_domain, "mean out of domain"),
+    ):
+        if was is not None and now is not None:
+            lines.append(f"| {label} | {was:.3f} | {now:.3f} |")
     return "\n".join(lines)
 
 

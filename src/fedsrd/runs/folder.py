@@ -14,21 +14,19 @@ ahead after a crash; opening the folder drops what is ahead.
 
 import contextlib
 import errno
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from fedsrd.errors import FederationError, RecipeError, RunFolderError
 from fedsrd.files import plain, write_atomically
 from fedsrd.recipe import Recipe, load
+from fedsrd.runs.records import RoundRecord, Summary, read_rounds, read_summary, rounds_text, summary_text
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Record = dict[str, Any]
 
 
 class RunFolder:
@@ -76,7 +74,7 @@ class RunFolder:
     @property
     def complete(self) -> bool:
         """Whether the run came to its end."""
-        return (self.path / "summary.json").is_file()
+        return self._summary.is_file()
 
     @property
     def recipe_file(self) -> Path:
@@ -91,6 +89,10 @@ class RunFolder:
         own = sorted((self.path / "adapters").glob("*/adapter_config.json"))
         found = own or [self.adapter / "adapter_config.json"]
         return [file.parent for file in found if file.is_file()]
+
+    @property
+    def _summary(self) -> Path:
+        return self.path / "summary.json"
 
     @property
     def rounds(self) -> Path:
@@ -146,20 +148,29 @@ class RunFolder:
             (self.path / "state").mkdir(parents=True, exist_ok=True)
             write_atomically(self.recipe_file, recipe.to_toml(environment).encode())
 
-    def records(self, version: int) -> list[Record]:
-        """The objects of rounds.jsonl, round 0 first, up to `version`."""
-        found = [json.loads(line) for line in self.rounds.read_text(encoding="utf-8").splitlines()]
-        return [record for record in found if record["round"] <= version]
+    def records(self) -> list[RoundRecord]:
+        """What rounds.jsonl holds, round 0 first; nothing before the first commit. Raises as `records.read_rounds`."""
+        return read_rounds(self.rounds) if self.rounds.is_file() else []
+
+    def summary(self) -> Summary:
+        """What summary.json holds.
+
+        Raises:
+            RunFolderError: the run is not complete, or as `records.read_summary`.
+        """
+        if not self.complete:
+            raise RunFolderError(f"{self.path}: the run is not complete, so it has no summary yet")
+        return read_summary(self._summary)
 
     def commit(
-        self, version: int, state: bytes, records: Sequence[Record], adapter: Mapping[str, "Tensor"] | None
+        self, version: int, state: bytes, records: Sequence[RoundRecord], adapter: Mapping[str, "Tensor"] | None
     ) -> None:
         """Makes `version` the last complete round: rounds.jsonl, then the state, then the adapter.
 
         Args:
             version: how many rounds the state holds.
             state: the content of state/global.safetensors.
-            records: the objects of all rounds up to it.
+            records: of all rounds up to it.
             adapter: the tensors to use, under PEFT's names, written to `adapter/`; None where there is no one adapter
                 (yet).
 
@@ -167,8 +178,7 @@ class RunFolder:
             FederationError: the disk is full or fails; what was complete before stays.
         """
         with self._disk(f"round {version}"):
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            write_atomically(self.rounds, lines.encode())
+            write_atomically(self.rounds, rounds_text(records).encode())
             write_atomically(self.state, state)
             if adapter is not None:
                 write_atomically(self.adapter / "adapter_model.safetensors", _saved(adapter))
@@ -194,10 +204,10 @@ class RunFolder:
             for adapter in self.adapters():
                 write_atomically(adapter / "README.md", text.encode())
 
-    def write_summary(self, summary: Record) -> None:
+    def write_summary(self, summary: Summary) -> None:
         """Writes summary.json."""
         with self._disk("the summary"):
-            write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+            write_atomically(self._summary, summary_text(summary).encode())
 
     def keep_payloads(self, round_number: int, uplinks: Mapping[str, bytes], downlink: bytes) -> None:
         """Writes a round's payloads to payloads/round-NNNN/: CLIENT.up and server.down."""

@@ -2,9 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -12,28 +11,8 @@ from fedsrd.errors import ModelError
 from fedsrd.files import looks_local
 from fedsrd.packages import Say, silent
 from fedsrd.training import embedded
+from fedsrd.training.options import BaseOptions
 from fedsrd.training.quiet import quiet_libraries
-
-
-@dataclass(frozen=True)
-class BaseOptions:
-    """How a base model is loaded; the keys of a recipe's [model] table.
-
-    Attributes:
-        revision: the hub's.
-        dtype: of weights and of computing: "bfloat16", "float16" or "float32".
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        gradient_checkpointing: compute activations again in the backward pass.
-        quantization: "none", or "nf4" for 4-bit weights with double quantisation (QLoRA, arXiv 2305.14314).
-        attention: transformers' attn_implementation; "auto" for its own choice.
-    """
-
-    revision: str | None = None
-    dtype: str = "bfloat16"
-    device: str = "auto"
-    gradient_checkpointing: bool = False
-    quantization: Literal["none", "nf4"] = "none"
-    attention: str = "auto"
 
 
 def load_base(model_id: str, options: BaseOptions, say: Say = silent) -> tuple[Any, Any]:

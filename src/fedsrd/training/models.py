@@ -13,7 +13,8 @@ from fedsrd.core.tensors import BaseDelta, Tensors, TensorTable, aligned
 from fedsrd.errors import ModelError
 from fedsrd.packages import Say, silent
 from fedsrd.training import embedded
-from fedsrd.training.loading import BaseOptions, empty_model, load_base
+from fedsrd.training.loading import empty_model, load_base
+from fedsrd.training.options import BaseOptions
 from fedsrd.training.quiet import quiet_libraries
 
 _PEFT_PREFIX = "base_model.model."

@@ -7,7 +7,7 @@ itself.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -17,21 +17,9 @@ from fedsrd.core.tensors import Tensors
 from fedsrd.data.prompt import Encoded
 from fedsrd.training.batches import collate, draw, pack, packed_loss, response_loss
 from fedsrd.training.models import AdaptedModel
+from fedsrd.training.options import TrainingOptions
 
 OnStep = Callable[[int, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class SFTOptions:
-    """As a recipe's [training] table: AdamW at a constant rate, fresh each round."""
-
-    steps: int
-    batch_size: int
-    accumulation: int
-    learning_rate: float
-    weight_decay: float
-    max_grad_norm: float
-    packing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +34,7 @@ class LocalTrainer:
     """One client's examples and how it trains on them; the model is lent by whoever runs it."""
 
     def __init__(
-        self, adapted: AdaptedModel, examples: Sequence[Encoded], options: SFTOptions, client: str, seed: int
+        self, adapted: AdaptedModel, examples: Sequence[Encoded], options: TrainingOptions, client: str, seed: int
     ) -> None:
         if not examples:
             raise ValueError(f"client {client} has no examples")
@@ -136,7 +124,7 @@ class PooledTrainer(LocalTrainer):
 
     def __init__(self, trainers: Sequence[LocalTrainer], name: str) -> None:
         first = trainers[0]
-        options = replace(first.options, steps=first.options.steps * len(trainers))
+        options = first.options.model_copy(update={"steps": first.options.steps * len(trainers)})
         together = [example for trainer in trainers for example in trainer.examples]
         super().__init__(first.adapted, together, options, name, first.seed)
         self.trainers = trainers

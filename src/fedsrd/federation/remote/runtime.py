@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.client import Client, Trainer
@@ -14,6 +13,7 @@ from fedsrd.federation.session import Assets, Session
 from fedsrd.federation.setup import method_of, shapes
 from fedsrd.recipe import ClientSection, DataSection, Recipe, parse
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import RoundRecord
 
 ASSETS = Assets()
 """Model and data of this process. In a simulation a process serves many messages; in a deployment, one."""
@@ -36,7 +36,7 @@ class LogObserver:
         if done in (1, total):
             LOGGER.info(f"round {round_number}  {what}  {done}/{total} {detail}")
 
-    def round_done(self, record: dict[str, Any]) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """Nothing."""
 
 

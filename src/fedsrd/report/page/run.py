@@ -1,21 +1,20 @@
 """A run's part of the report, from what lies in its folder. Nothing here computes on a model."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fedsrd.errors import RunFolderError
 from fedsrd.evaluation import embedded, scores
+from fedsrd.recipe import Recipe
 from fedsrd.report import terminal
 from fedsrd.report.page import charts, html
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import RoundRecord, Summary
 
-Record = dict[str, Any]
 MIB = 1 << 20
 
 
-def read(path: Path) -> tuple[Any, list[Record], Record]:
+def read(path: Path) -> tuple[Recipe, list[RoundRecord], Summary]:
     """A complete run's recipe, records and summary.
 
     Raises:
@@ -25,9 +24,7 @@ def read(path: Path) -> tuple[Any, list[Record], Record]:
     recipe = folder.stored_recipe()
     if not folder.complete:
         raise RunFolderError(f"{path}: the run is not complete; finish it first: fedsrd run --resume --out {path}")
-    records = [json.loads(line) for line in (path / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
-    summary: Record = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    return recipe, records, summary
+    return recipe, folder.records(), folder.summary()
 
 
 def sections(path: Path, prefix: str) -> tuple[str, str]:
@@ -36,7 +33,7 @@ def sections(path: Path, prefix: str) -> tuple[str, str]:
     rounds = records[1:]
     parts = [
         f'<p class="soft">{html.text(recipe.method["name"])} on {html.text(recipe.model.id)}, '
-        f"{summary['clients']} clients, {summary['rounds']} rounds, seed {recipe.seed}</p>",
+        f"{summary.clients} clients, {summary.rounds} rounds, seed {recipe.seed}</p>",
         html.cards(_cards(summary)),
         _quality(records, summary, prefix),
         _benchmarks(summary),
@@ -51,17 +48,18 @@ def sections(path: Path, prefix: str) -> tuple[str, str]:
     return recipe.name, "".join(parts)
 
 
-def _cards(summary: Record) -> list[tuple[str, str]]:
-    base, final = summary["base"], summary["final"]
-    known = base is not None and base["in_domain"] is not None
-    seconds = sum(summary["seconds"].values())
-    whole = summary["bytes_up"] + summary["bytes_down"]
+def _cards(summary: Summary) -> list[tuple[str, str]]:
+    base, final = summary.base, summary.final
+    before, after = base and base.in_domain, final and final.in_domain
+    known = before is not None and after is not None
+    seconds = sum(summary.seconds.values())
+    whole = summary.bytes_up + summary.bytes_down
     return [
-        ("in-domain NLL, before → after", f"{base['in_domain']:.3f} → {final['in_domain']:.3f}" if known else ""),
+        ("in-domain NLL, before → after", f"{before:.3f} → {after:.3f}" if known else ""),
         ("sent by all, up and down", terminal.amount(whole)),
-        ("of dense float32 (FedAvg)", _percent(summary["ratio_to_dense_float32"])),
-        ("of dense bfloat16", _percent(summary["ratio_to_dense_bfloat16"])),
-        ("adapter parameters", f"{summary['parameters']:,}"),
+        ("of dense float32 (FedAvg)", _percent(summary.ratio_to_dense_float32)),
+        ("of dense bfloat16", _percent(summary.ratio_to_dense_bfloat16)),
+        ("adapter parameters", f"{summary.parameters:,}"),
         ("seconds, all clients and server", f"{seconds:,.0f}"),
     ]
 
@@ -70,12 +68,12 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
 
 
-def _quality(records: Sequence[Record], summary: Record, prefix: str) -> str:
-    measured = [record for record in records if record["eval"]]
+def _quality(records: Sequence[RoundRecord], summary: Summary, prefix: str) -> str:
+    measured = [record for record in records if record.eval]
     parts = ["<h3>Quality</h3>"]
     if measured:
-        numbers = [record["round"] for record in measured]
-        series = {name: (numbers, [record["eval"][name] for record in measured]) for name in measured[0]["eval"]}
+        numbers = [record.round for record in measured]
+        series = {name: (numbers, [record.eval[name] for record in measured]) for name in measured[0].eval}
         figure = charts.lines(series, "round", "NLL, nats a token", xaxis=charts.rounds_axis(numbers))
         parts.append(
             html.figure(
@@ -84,48 +82,51 @@ def _quality(records: Sequence[Record], summary: Record, prefix: str) -> str:
                 "Held-out response NLL by set, less is better; round 0 is the base model.",
             )
         )
-        base, final = summary["base"], summary["final"]
-        rows = [
-            [name, f"{value:.3f}", f"{final['by_set'][name]:.3f}", f"{final['by_set'][name] - value:+.3f}"]
-            for name, value in base["by_set"].items()
+    if summary.base is not None and summary.final is not None:
+        base, final = summary.base, summary.final
+        pairs: list[tuple[str, float | None, float | None]] = [
+            *((name, value, final.by_set[name]) for name, value in base.by_set.items()),
+            ("mean in domain", base.in_domain, final.in_domain),
+            ("mean out of domain", base.out_of_domain, final.out_of_domain),
         ]
-        for key, label in (("in_domain", "mean in domain"), ("out_of_domain", "mean out of domain")):
-            if base[key] is not None:
-                rows.append([label, f"{base[key]:.3f}", f"{final[key]:.3f}", f"{final[key] - base[key]:+.3f}"])
+        rows = [
+            [label, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"]
+            for label, before, after in pairs
+            if before is not None and after is not None
+        ]
         parts.append(html.table(["set", "base model", "after", "change"], rows, "NLL, nats a token"))
-    clients = list(dict.fromkeys(name for record in records[1:] for name in record["train_loss_by_client"]))
+    clients = list(dict.fromkeys(name for record in records[1:] for name in record.train_loss_by_client))
     series = {
         name: (
-            [record["round"] for record in records[1:] if name in record["train_loss_by_client"]],
-            [r["train_loss_by_client"][name] for r in records[1:] if name in r["train_loss_by_client"]],
+            [record.round for record in records[1:] if name in record.train_loss_by_client],
+            [r.train_loss_by_client[name] for r in records[1:] if name in r.train_loss_by_client],
         )
         for name in clients
     }
     if series:
         figure = charts.lines(
-            series, "round", "training loss, nats a token", xaxis=charts.rounds_axis([r["round"] for r in records])
+            series, "round", "training loss, nats a token", xaxis=charts.rounds_axis([r.round for r in records])
         )
         parts.append(html.figure(f"{prefix}-loss", figure, "Training loss of each client, mean over the round."))
     return "".join(parts)
 
 
-def _benchmarks(summary: Record) -> str:
-    found = summary.get("benchmarks")
-    if not found:
+def _benchmarks(summary: Summary) -> str:
+    if not summary.benchmarks:
         return ""
-    heads, rows = scores.table(embedded.before_and_after(found))
+    heads, rows = scores.table(embedded.before_and_after(summary.benchmarks))
     return "<h3>Benchmarks</h3>" + html.table(heads, rows, "↓: less is better; ± one standard error")
 
 
-def _bytes(rounds: Sequence[Record], summary: Record, prefix: str) -> str:
-    if not any(record["bytes_up"] for record in rounds):
+def _bytes(rounds: Sequence[RoundRecord], summary: Summary, prefix: str) -> str:
+    if not any(record.bytes_up for record in rounds):
         return ""
-    numbers = [record["round"] for record in rounds]
+    numbers = [record.round for record in rounds]
     series = {
-        "up": [_mean(record["bytes_up"]) / MIB for record in rounds],
-        "down": [_mean(record["bytes_down"]) / MIB for record in rounds],
+        "up": [_mean(record.bytes_up) / MIB for record in rounds],
+        "down": [_mean(record.bytes_down) / MIB for record in rounds],
     }
-    dense = 4 * summary["parameters"] / MIB
+    dense = 4 * summary.parameters / MIB
     figure = charts.lines(
         {name: (numbers, values) for name, values in series.items()},
         "round",
@@ -136,8 +137,8 @@ def _bytes(rounds: Sequence[Record], summary: Record, prefix: str) -> str:
     for share, label in ((1, "FedAvg each way, float32"), (0.5, "FedAvg, bfloat16")):
         charts.level(figure, dense * share, label)
     rows = [
-        ["up", terminal.amount(summary["bytes_up"])],
-        ["down", terminal.amount(summary["bytes_down"])],
+        ["up", terminal.amount(summary.bytes_up)],
+        ["down", terminal.amount(summary.bytes_down)],
         ["FedAvg, float32, both ways", terminal.amount(_dense(summary, 1))],
         ["FedAvg, bfloat16, both ways", terminal.amount(_dense(summary, 2))],
     ]
@@ -148,60 +149,60 @@ def _bytes(rounds: Sequence[Record], summary: Record, prefix: str) -> str:
     )
 
 
-def _dense(summary: Record, halves: int) -> float:
-    share = summary["ratio_to_dense_float32"]
-    return (summary["bytes_up"] + summary["bytes_down"]) / share / halves if share else 0.0
+def _dense(summary: Summary, halves: int) -> float:
+    share = summary.ratio_to_dense_float32
+    return (summary.bytes_up + summary.bytes_down) / share / halves if share else 0.0
 
 
-def _seconds(rounds: Sequence[Record], prefix: str) -> str:
+def _seconds(rounds: Sequence[RoundRecord], prefix: str) -> str:
     if not rounds:
         return ""
     phases = {
-        name: [sum(record["seconds"][phase] for phase in members) for record in rounds]
+        name: [sum(record.seconds[phase] for phase in members) for record in rounds]
         for name, members in terminal.PHASES.items()
     }
-    figure = charts.bars(phases, [record["round"] for record in rounds], "round", "seconds, all clients")
+    figure = charts.bars(phases, [record.round for record in rounds], "round", "seconds, all clients")
     return "<h3>Time</h3>" + html.figure(f"{prefix}-seconds", figure, "Seconds a round by phase, clients added up.")
 
 
-def _sparsity(rounds: Sequence[Record], prefix: str) -> str:
+def _sparsity(rounds: Sequence[RoundRecord], prefix: str) -> str:
     parts: list[str] = []
     for factor in ("B", "A"):
-        keys = [key for key in (rounds[0] if rounds else {}).get("density_up_by_layer", {}) if key.endswith(factor)]
+        keys = [key for key in (rounds[0].density_up_by_layer if rounds else {}) if key.endswith(factor)]
         layers = sorted((key.rpartition(".")[0] for key in keys), key=lambda name: (len(name), name))
         if not layers:
             continue
         values = [[_share(record, f"{layer}.{factor}") for record in rounds] for layer in layers]
-        figure = charts.heat(values, [record["round"] for record in rounds], layers, "round", "layer")
+        figure = charts.heat(values, [record.round for record in rounds], layers, "round", "layer")
         caption = f"Share of factor {factor}'s changes that clients sent, by layer and round, mean over clients."
         parts.append(html.figure(f"{prefix}-sparsity-{factor}", figure, caption))
     return "<h3>Sparsity of the uplink</h3>" + "".join(parts) if parts else ""
 
 
-def _share(record: Record, key: str) -> float | None:
-    value = record["density_up_by_layer"].get(key)
+def _share(record: RoundRecord, key: str) -> float | None:
+    value = record.density_up_by_layer.get(key)
     return None if value is None else 100 * value
 
 
-def _rounds(rounds: Sequence[Record]) -> str:
+def _rounds(rounds: Sequence[RoundRecord]) -> str:
     rows = []
     for record in rounds:
-        out = "; ".join(f"{name}: {reason}" for name, reason in record["rejected"].items())
+        out = "; ".join(f"{name}: {reason}" for name, reason in record.rejected.items())
         cells = [
-            str(record["round"]),
-            str(len(record["bytes_up"])),
-            record["factor_down"],
-            str(record.get("attempts", 1)),
+            str(record.round),
+            str(len(record.bytes_up)),
+            record.factor_down,
+            str(record.attempts),
         ]
-        rows.append([*cells, record["digest"][:12], out or "nobody"])
+        rows.append([*cells, record.digest[:12], out or "nobody"])
     heads = ["round", "updates", "factor down", "attempts", "digest", "left out"]
     caption = "Each round's closed state: equal digests at server and clients, or the round fails."
     return "<h3>Rounds</h3>" + html.table(heads, rows, caption, texts=(5,))
 
 
-def _samples(records: Sequence[Record]) -> str:
-    before = next((record["samples"] for record in records if "samples" in record), None)
-    after = next((record["samples"] for record in reversed(records) if "samples" in record), None)
+def _samples(records: Sequence[RoundRecord]) -> str:
+    before = next((record.samples for record in records if record.samples), None)
+    after = next((record.samples for record in reversed(records) if record.samples), None)
     if not before or not after or before is after:
         return ""
     parts: list[str] = []
@@ -211,13 +212,13 @@ def _samples(records: Sequence[Record]) -> str:
             pair = "".join(
                 f'<div><p class="soft">{label}</p>{html.flow(content)}</div>'
                 for label, content in (
-                    ("base model", one["answer"]),
-                    ("after", then["answer"]),
-                    ("reference", one["wanted"]),
+                    ("base model", one.answer),
+                    ("after", then.answer),
+                    ("reference", one.wanted),
                 )
             )
-            inside = f'{html.flow(one["prompt"])}<div class="pair">{pair}</div>'
-            parts.append(html.fold(f"{name}: {one['prompt'][:90]}", inside, open_=place == 0 and not parts))
+            inside = f'{html.flow(one.prompt)}<div class="pair">{pair}</div>'
+            parts.append(html.fold(f"{name}: {one.prompt[:90]}", inside, open_=place == 0 and not parts))
     return "<h3>Answers before and after</h3><p class='soft'>Held-out prompts, greedy.</p>" + "".join(parts)
 
 
@@ -233,7 +234,7 @@ def _adapter(path: Path) -> str:
     return f"<h3>Adapter</h3><p>{html.text(found[0])}{others}</p>{html.code(snippet)}"
 
 
-def _repeat(path: Path, recipe: Any) -> str:
+def _repeat(path: Path, recipe: Recipe) -> str:
     versions = [[name, version] for name, version in recipe.environment.items()]
     return (
         "<h3>Repeat it</h3>"

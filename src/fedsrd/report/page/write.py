@@ -69,11 +69,11 @@ def _overview(paths: Sequence[Path]) -> str:
     points, rows = [], []
     for path in paths:
         recipe, _, summary = run.read(path)
-        whole = (summary["bytes_up"] + summary["bytes_down"]) / charts.MIB
-        quality = summary["final"]["in_domain"] if summary["final"] else None
+        whole = (summary.bytes_up + summary.bytes_down) / charts.MIB
+        quality = summary.final.in_domain if summary.final else None
         if quality is not None and whole:
             points.append((path.name, whole, quality, 0.0))
-        cells = [path.name, recipe.method["name"], str(recipe.seed), str(summary["rounds"]), f"{whole:.2f}"]
+        cells = [path.name, recipe.method["name"], str(recipe.seed), str(summary.rounds), f"{whole:.2f}"]
         rows.append([*cells, "-" if quality is None else f"{quality:.3f}"])
     figure = charts.points(points, "MiB of all clients and rounds, log scale", "in-domain NLL")
     heads = ["run", "method", "seed", "rounds", "MiB", "in-domain NLL"]
