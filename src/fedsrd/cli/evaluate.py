@@ -90,8 +90,8 @@ def _evaluate(console: Any, request: dict[str, Any], found: Any, folder: Path, d
 
     with EvaluationDisplay(console) as display:
         from fedsrd.evaluation import evaluate as evaluating
-        from fedsrd.evaluation.lending import Lending
+        from fedsrd.evaluation.model_loader import ModelLoader
 
         return evaluating.run(
-            evaluating.Request(**request), found, folder, Lending(device, dtype, display.say), display
+            evaluating.Request(**request), found, folder, ModelLoader(device, dtype, display.say), display
         )
