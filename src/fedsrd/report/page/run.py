@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from fedsrd.errors import RunFolderError
 from fedsrd.evaluation import embedded, scores
 from fedsrd.federation.runfolder import RunFolder
 from fedsrd.report import terminal
-from fedsrd.report.page import charts, html
+from fedsrd.report.page import charts
+from fedsrd.report.page.render import Plot, Table, render
 
 Record = dict[str, Any]
 MIB = 1 << 20
@@ -30,25 +33,33 @@ def read(path: Path) -> tuple[Any, list[Record], Record]:
     return recipe, records, summary
 
 
-def sections(path: Path, prefix: str) -> tuple[str, str]:
+def sections(path: Path, prefix: str) -> tuple[str, Markup]:
     """Title and HTML of a run. `prefix` makes the names of its figures unique in the page."""
     recipe, records, summary = read(path)
     rounds = records[1:]
-    parts = [
-        f'<p class="soft">{html.text(recipe.method["name"])} on {html.text(recipe.model.id)}, '
-        f"{summary['clients']} clients, {summary['rounds']} rounds, seed {recipe.seed}</p>",
-        html.cards(_cards(summary)),
-        _quality(records, summary, prefix),
-        _benchmarks(summary),
-        _bytes(rounds, summary, prefix),
-        _seconds(rounds, prefix),
-        _sparsity(rounds, prefix),
-        _rounds(rounds),
-        _samples(records),
-        _adapter(path),
-        _repeat(path, recipe),
-    ]
-    return recipe.name, "".join(parts)
+    adapters = RunFolder(path).adapters()
+    body = render(
+        "run",
+        recipe=recipe,
+        summary=summary,
+        cards=_cards(summary),
+        quality=_quality(records, prefix),
+        quality_table=_quality_table(summary),
+        loss=_loss(records, prefix),
+        benchmarks=_benchmarks(summary),
+        bytes=_bytes(rounds, summary, prefix),
+        bytes_table=_bytes_table(summary),
+        seconds=_seconds(rounds, prefix),
+        sparsity=_sparsity(rounds, prefix),
+        rounds=_rounds(rounds),
+        samples=_samples(records),
+        adapters=adapters,
+        load_adapter=_load_adapter(adapters[0]) if adapters else "",
+        command=f"fedsrd run {path}/recipe.toml --out NEW-FOLDER",
+        versions=Table(["what", "version"], list(recipe.environment.items())),
+        recipe_text=(path / "recipe.toml").read_text(encoding="utf-8"),
+    )
+    return recipe.name, body
 
 
 def _cards(summary: Record) -> list[tuple[str, str]]:
@@ -70,29 +81,30 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
 
 
-def _quality(records: Sequence[Record], summary: Record, prefix: str) -> str:
+def _quality(records: Sequence[Record], prefix: str) -> Plot | None:
     measured = [record for record in records if record["eval"]]
-    parts = ["<h3>Quality</h3>"]
-    if measured:
-        numbers = [record["round"] for record in measured]
-        series = {name: (numbers, [record["eval"][name] for record in measured]) for name in measured[0]["eval"]}
-        figure = charts.lines(series, "round", "NLL, nats a token", xaxis=charts.rounds_axis(numbers))
-        parts.append(
-            html.figure(
-                f"{prefix}-quality",
-                figure,
-                "Held-out response NLL by set, less is better; round 0 is the base model.",
-            )
-        )
-        base, final = summary["base"], summary["final"]
-        rows = [
-            [name, f"{value:.3f}", f"{final['by_set'][name]:.3f}", f"{final['by_set'][name] - value:+.3f}"]
-            for name, value in base["by_set"].items()
-        ]
+    if not measured:
+        return None
+    numbers = [record["round"] for record in measured]
+    series = {name: (numbers, [record["eval"][name] for record in measured]) for name in measured[0]["eval"]}
+    figure = charts.lines(series, "round", "NLL, nats a token", xaxis=charts.rounds_axis(numbers))
+    caption = "Held-out response NLL by set, less is better; round 0 is the base model."
+    return Plot(f"{prefix}-quality", figure, caption)
+
+
+def _quality_table(summary: Record) -> Table:
+    base, final = summary["base"], summary["final"]
+    rows = []
+    if base is not None:
+        pairs = [(name, value, final["by_set"][name]) for name, value in base["by_set"].items()]
         for key, label in (("in_domain", "mean in domain"), ("out_of_domain", "mean out of domain")):
             if base[key] is not None:
-                rows.append([label, f"{base[key]:.3f}", f"{final[key]:.3f}", f"{final[key] - base[key]:+.3f}"])
-        parts.append(html.table(["set", "base model", "after", "change"], rows, "NLL, nats a token"))
+                pairs.append((label, base[key], final[key]))
+        rows = [[name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"] for name, before, after in pairs]
+    return Table(["set", "base model", "after", "change"], rows)
+
+
+def _loss(records: Sequence[Record], prefix: str) -> Plot | None:
     clients = list(dict.fromkeys(name for record in records[1:] for name in record["train_loss_by_client"]))
     series = {
         name: (
@@ -101,25 +113,22 @@ def _quality(records: Sequence[Record], summary: Record, prefix: str) -> str:
         )
         for name in clients
     }
-    if series:
-        figure = charts.lines(
-            series, "round", "training loss, nats a token", xaxis=charts.rounds_axis([r["round"] for r in records])
-        )
-        parts.append(html.figure(f"{prefix}-loss", figure, "Training loss of each client, mean over the round."))
-    return "".join(parts)
+    if not series:
+        return None
+    figure = charts.lines(
+        series, "round", "training loss, nats a token", xaxis=charts.rounds_axis([r["round"] for r in records])
+    )
+    return Plot(f"{prefix}-loss", figure, "Training loss of each client, mean over the round.")
 
 
-def _benchmarks(summary: Record) -> str:
+def _benchmarks(summary: Record) -> Table | None:
     found = summary.get("benchmarks")
-    if not found:
-        return ""
-    heads, rows = scores.table(embedded.before_and_after(found))
-    return "<h3>Benchmarks</h3>" + html.table(heads, rows, "↓: less is better; ± one standard error")
+    return Table(*scores.table(embedded.before_and_after(found))) if found else None
 
 
-def _bytes(rounds: Sequence[Record], summary: Record, prefix: str) -> str:
+def _bytes(rounds: Sequence[Record], summary: Record, prefix: str) -> Plot | None:
     if not any(record["bytes_up"] for record in rounds):
-        return ""
+        return None
     numbers = [record["round"] for record in rounds]
     series = {
         "up": [_mean(record["bytes_up"]) / MIB for record in rounds],
@@ -135,17 +144,17 @@ def _bytes(rounds: Sequence[Record], summary: Record, prefix: str) -> str:
     )
     for share, label in ((1, "FedAvg each way, float32"), (0.5, "FedAvg, bfloat16")):
         charts.level(figure, dense * share, label)
+    return Plot(f"{prefix}-bytes", figure, "Lengths of real payloads, the mean over the round's clients.")
+
+
+def _bytes_table(summary: Record) -> Table:
     rows = [
         ["up", terminal.amount(summary["bytes_up"])],
         ["down", terminal.amount(summary["bytes_down"])],
         ["FedAvg, float32, both ways", terminal.amount(_dense(summary, 1))],
         ["FedAvg, bfloat16, both ways", terminal.amount(_dense(summary, 2))],
     ]
-    return (
-        "<h3>Bytes</h3>"
-        + html.figure(f"{prefix}-bytes", figure, "Lengths of real payloads, the mean over the round's clients.")
-        + html.table(["all clients and rounds", "bytes"], rows)
-    )
+    return Table(["all clients and rounds", "bytes"], rows)
 
 
 def _dense(summary: Record, halves: int) -> float:
@@ -153,19 +162,19 @@ def _dense(summary: Record, halves: int) -> float:
     return (summary["bytes_up"] + summary["bytes_down"]) / share / halves if share else 0.0
 
 
-def _seconds(rounds: Sequence[Record], prefix: str) -> str:
+def _seconds(rounds: Sequence[Record], prefix: str) -> Plot | None:
     if not rounds:
-        return ""
+        return None
     phases = {
         name: [sum(record["seconds"][phase] for phase in members) for record in rounds]
         for name, members in terminal.PHASES.items()
     }
     figure = charts.bars(phases, [record["round"] for record in rounds], "round", "seconds, all clients")
-    return "<h3>Time</h3>" + html.figure(f"{prefix}-seconds", figure, "Seconds a round by phase, clients added up.")
+    return Plot(f"{prefix}-seconds", figure, "Seconds a round by phase, clients added up.")
 
 
-def _sparsity(rounds: Sequence[Record], prefix: str) -> str:
-    parts: list[str] = []
+def _sparsity(rounds: Sequence[Record], prefix: str) -> list[Plot]:
+    found = []
     for factor in ("B", "A"):
         keys = [key for key in (rounds[0] if rounds else {}).get("density_up_by_layer", {}) if key.endswith(factor)]
         layers = sorted((key.rpartition(".")[0] for key in keys), key=lambda name: (len(name), name))
@@ -174,8 +183,8 @@ def _sparsity(rounds: Sequence[Record], prefix: str) -> str:
         values = [[_share(record, f"{layer}.{factor}") for record in rounds] for layer in layers]
         figure = charts.heat(values, [record["round"] for record in rounds], layers, "round", "layer")
         caption = f"Share of factor {factor}'s changes that clients sent, by layer and round, mean over clients."
-        parts.append(html.figure(f"{prefix}-sparsity-{factor}", figure, caption))
-    return "<h3>Sparsity of the uplink</h3>" + "".join(parts) if parts else ""
+        found.append(Plot(f"{prefix}-sparsity-{factor}", figure, caption))
+    return found
 
 
 def _share(record: Record, key: str) -> float | None:
@@ -183,7 +192,7 @@ def _share(record: Record, key: str) -> float | None:
     return None if value is None else 100 * value
 
 
-def _rounds(rounds: Sequence[Record]) -> str:
+def _rounds(rounds: Sequence[Record]) -> Table:
     rows = []
     for record in rounds:
         out = "; ".join(f"{name}: {reason}" for name, reason in record["rejected"].items())
@@ -194,52 +203,33 @@ def _rounds(rounds: Sequence[Record]) -> str:
             str(record.get("attempts", 1)),
         ]
         rows.append([*cells, record["digest"][:12], out or "nobody"])
-    heads = ["round", "updates", "factor down", "attempts", "digest", "left out"]
-    caption = "Each round's closed state: equal digests at server and clients, or the round fails."
-    return "<h3>Rounds</h3>" + html.table(heads, rows, caption, texts=(5,))
+    return Table(["round", "updates", "factor down", "attempts", "digest", "left out"], rows)
 
 
-def _samples(records: Sequence[Record]) -> str:
+def _samples(records: Sequence[Record]) -> list[Record]:
     before = next((record["samples"] for record in records if "samples" in record), None)
     after = next((record["samples"] for record in reversed(records) if "samples" in record), None)
     if not before or not after or before is after:
-        return ""
-    parts: list[str] = []
-    for name, prompts in before.items():
-        for place, one in enumerate(prompts):
-            then = after[name][place]
-            pair = "".join(
-                f'<div><p class="soft">{label}</p>{html.flow(content)}</div>'
-                for label, content in (
-                    ("base model", one["answer"]),
-                    ("after", then["answer"]),
-                    ("reference", one["wanted"]),
-                )
-            )
-            inside = f'{html.flow(one["prompt"])}<div class="pair">{pair}</div>'
-            parts.append(html.fold(f"{name}: {one['prompt'][:90]}", inside, open_=place == 0 and not parts))
-    return "<h3>Answers before and after</h3><p class='soft'>Held-out prompts, greedy.</p>" + "".join(parts)
+        return []
+    return [
+        {
+            "title": f"{name}: {one['prompt'][:90]}",
+            "prompt": one["prompt"],
+            "answers": [
+                ("base model", one["answer"]),
+                ("after", after[name][place]["answer"]),
+                ("reference", one["wanted"]),
+            ],
+        }
+        for name, prompts in before.items()
+        for place, one in enumerate(prompts)
+    ]
 
 
-def _adapter(path: Path) -> str:
-    found = RunFolder(path).adapters()
-    if not found:
-        return ""
-    snippet = (
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("BASE")\nmodel = PeftModel.from_pretrained(base, "{found[0]}")'
-    )
-    others = f" and {len(found) - 1} more beside it" if len(found) > 1 else ""
-    return f"<h3>Adapter</h3><p>{html.text(found[0])}{others}</p>{html.code(snippet)}"
-
-
-def _repeat(path: Path, recipe: Any) -> str:
-    versions = [[name, version] for name, version in recipe.environment.items()]
+def _load_adapter(adapter: Path) -> str:
     return (
-        "<h3>Repeat it</h3>"
-        + html.code(f"fedsrd run {path}/recipe.toml --out NEW-FOLDER")
-        + html.fold("Versions", html.table(["what", "version"], versions))
-        + html.fold("Recipe", html.code((path / "recipe.toml").read_text(encoding="utf-8")))
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained("BASE")\nmodel = PeftModel.from_pretrained(base, "{adapter}")'
     )
 
 
