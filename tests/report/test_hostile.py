@@ -16,7 +16,10 @@ from test_page import finished, run  # noqa: F401
 from fedsrd.report.page.write import report
 
 STORED = Path(__file__).parents[2] / "benchmarks" / "results" / "embedded-main.json"
-MARKUP = "</script></pre></td><!--<script>\"'><img src=x onerror=alert(1)>&lt;b&gt;{{ 7 * 7 }}{% raw %}"
+MARKUP = (
+    "</script></pre></td><!--<script>\"'><img src=x onerror=alert(1)><a href='https://example.com'>%{x}</a>&lt;b&gt;"
+    "{{ 7 * 7 }}{% raw %}"
+)
 FOLDER = "<img src=x onerror=alert(1)>&\"'{{ 7 * 7 }}"
 SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 FIGURE = re.compile(r'<script type="application/json">(.*?)</script>', re.DOTALL)
@@ -117,13 +120,18 @@ def test_several_hostile_folders_in_one_page(hostile_run, hostile_comparison, fi
     assert elements(other) == elements(one)
 
 
-def test_a_figures_description_has_no_less_than_sign(hostile_run, hostile_comparison, tmp_path):
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_figures_description_has_no_less_than_sign(hostile_run, hostile_comparison, tmp_path, monkeypatch, plain):
+    if not plain:
+        # Names as they are, so that the template alone is in the way.
+        monkeypatch.setattr("fedsrd.report.figures.interactive.plain", str)
     page = report([hostile_run, hostile_comparison], tmp_path / "hostile.html").read_text()
     figures = FIGURE.findall(page)
     assert len(figures) >= 8
     # "<!--<script>" would swallow the page's own end tag; as \u003c it is text.
     assert not any("<" in figure for figure in figures)
-    assert any("\\u003c!--\\u003cscript\\u003e" in figure for figure in figures)
+    expected = "\\u0026lt;!--\\u0026lt;script\\u0026gt;" if plain else "\\u003c!--\\u003cscript\\u003e"
+    assert any(expected in figure for figure in figures)
     assert all(json.loads(figure)["data"] for figure in figures)
 
 

@@ -11,11 +11,12 @@ from fedsrd.errors import RunFolderError
 from fedsrd.evaluation import embedded, scores
 from fedsrd.federation.runfolder import RunFolder
 from fedsrd.report import terminal
-from fedsrd.report.page import charts
+from fedsrd.report.figures.figure import MIB, Axis, Chart, Heat, Level, Series, by_number
+from fedsrd.report.figures.interactive import draw
 from fedsrd.report.page.render import Plot, Table, render
 
 Record = dict[str, Any]
-MIB = 1 << 20
+ROUNDS = Axis("round", whole=True)
 
 
 def read(path: Path) -> tuple[Any, list[Record], Record]:
@@ -43,14 +44,18 @@ def sections(path: Path, prefix: str) -> tuple[str, Markup]:
         recipe=recipe,
         summary=summary,
         cards=_cards(summary),
-        quality=_quality(records, prefix),
+        **_plots(records, summary, prefix),
+        sparsity=[
+            Plot(
+                f"{prefix}-sparsity-{factor}",
+                draw(heat),
+                f"Share of factor {factor}'s changes that clients sent, by layer and round, mean over clients.",
+            )
+            for factor, heat in _sparsity(rounds).items()
+        ],
         quality_table=_quality_table(summary),
-        loss=_loss(records, prefix),
         benchmarks=_benchmarks(summary),
-        bytes=_bytes(rounds, summary, prefix),
         bytes_table=_bytes_table(summary),
-        seconds=_seconds(rounds, prefix),
-        sparsity=_sparsity(rounds, prefix),
         rounds=_rounds(rounds),
         samples=_samples(records),
         adapters=adapters,
@@ -60,6 +65,20 @@ def sections(path: Path, prefix: str) -> tuple[str, Markup]:
         recipe_text=(path / "recipe.toml").read_text(encoding="utf-8"),
     )
     return recipe.name, body
+
+
+def _plots(records: Sequence[Record], summary: Record, prefix: str) -> dict[str, Plot | None]:
+    """The page's figures by name."""
+    found = {
+        "quality": (_quality(records), "Held-out response NLL by set, less is better; round 0 is the base model."),
+        "loss": (_loss(records), "Training loss of each client, mean over the round."),
+        "bytes": (_bytes(records[1:], summary), "Lengths of real payloads, the mean over the round's clients."),
+        "seconds": (_seconds(records[1:]), "Seconds a round by phase, clients added up."),
+    }
+    return {
+        name: Plot(f"{prefix}-{name}", draw(figure), caption) if figure else None
+        for name, (figure, caption) in found.items()
+    }
 
 
 def _cards(summary: Record) -> list[tuple[str, str]]:
@@ -81,15 +100,13 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
 
 
-def _quality(records: Sequence[Record], prefix: str) -> Plot | None:
+def _quality(records: Sequence[Record]) -> Chart | None:
     measured = [record for record in records if record["eval"]]
     if not measured:
         return None
     numbers = [record["round"] for record in measured]
-    series = {name: (numbers, [record["eval"][name] for record in measured]) for name in measured[0]["eval"]}
-    figure = charts.lines(series, "round", "NLL, nats a token", xaxis=charts.rounds_axis(numbers))
-    caption = "Held-out response NLL by set, less is better; round 0 is the base model."
-    return Plot(f"{prefix}-quality", figure, caption)
+    series = [Series(name, numbers, [record["eval"][name] for record in measured]) for name in measured[0]["eval"]]
+    return Chart("lines", series, ROUNDS, Axis("NLL, nats a token"))
 
 
 def _quality_table(summary: Record) -> Table:
@@ -104,21 +121,15 @@ def _quality_table(summary: Record) -> Table:
     return Table(["set", "base model", "after", "change"], rows)
 
 
-def _loss(records: Sequence[Record], prefix: str) -> Plot | None:
-    clients = list(dict.fromkeys(name for record in records[1:] for name in record["train_loss_by_client"]))
-    series = {
-        name: (
-            [record["round"] for record in records[1:] if name in record["train_loss_by_client"]],
-            [r["train_loss_by_client"][name] for r in records[1:] if name in r["train_loss_by_client"]],
-        )
-        for name in clients
-    }
-    if not series:
+def _loss(records: Sequence[Record]) -> Chart | None:
+    losses: dict[str, dict[int, float]] = {}
+    for record in records[1:]:
+        for name, loss in record["train_loss_by_client"].items():
+            losses.setdefault(name, {})[record["round"]] = loss
+    if not losses:
         return None
-    figure = charts.lines(
-        series, "round", "training loss, nats a token", xaxis=charts.rounds_axis([r["round"] for r in records])
-    )
-    return Plot(f"{prefix}-loss", figure, "Training loss of each client, mean over the round.")
+    series = [Series(name, list(found), list(found.values())) for name, found in losses.items()]
+    return Chart("lines", series, ROUNDS, Axis("training loss, nats a token"))
 
 
 def _benchmarks(summary: Record) -> Table | None:
@@ -126,25 +137,17 @@ def _benchmarks(summary: Record) -> Table | None:
     return Table(*scores.table(embedded.before_and_after(found))) if found else None
 
 
-def _bytes(rounds: Sequence[Record], summary: Record, prefix: str) -> Plot | None:
+def _bytes(rounds: Sequence[Record], summary: Record) -> Chart | None:
     if not any(record["bytes_up"] for record in rounds):
         return None
     numbers = [record["round"] for record in rounds]
-    series = {
-        "up": [_mean(record["bytes_up"]) / MIB for record in rounds],
-        "down": [_mean(record["bytes_down"]) / MIB for record in rounds],
-    }
+    series = [
+        Series("up", numbers, [_mean(record["bytes_up"]) / MIB for record in rounds]),
+        Series("down", numbers, [_mean(record["bytes_down"]) / MIB for record in rounds]),
+    ]
     dense = 4 * summary["parameters"] / MIB
-    figure = charts.lines(
-        {name: (numbers, values) for name, values in series.items()},
-        "round",
-        "MiB a client, log scale",
-        xaxis=charts.rounds_axis(numbers),
-        yaxis={"type": "log"},
-    )
-    for share, label in ((1, "FedAvg each way, float32"), (0.5, "FedAvg, bfloat16")):
-        charts.level(figure, dense * share, label)
-    return Plot(f"{prefix}-bytes", figure, "Lengths of real payloads, the mean over the round's clients.")
+    levels = [Level(dense, "FedAvg each way, float32"), Level(dense * 0.5, "FedAvg, bfloat16")]
+    return Chart("lines", series, ROUNDS, Axis("MiB a client, log scale", log=True), levels=levels)
 
 
 def _bytes_table(summary: Record) -> Table:
@@ -162,28 +165,26 @@ def _dense(summary: Record, halves: int) -> float:
     return (summary["bytes_up"] + summary["bytes_down"]) / share / halves if share else 0.0
 
 
-def _seconds(rounds: Sequence[Record], prefix: str) -> Plot | None:
+def _seconds(rounds: Sequence[Record]) -> Chart | None:
     if not rounds:
         return None
-    phases = {
-        name: [sum(record["seconds"][phase] for phase in members) for record in rounds]
+    numbers = [record["round"] for record in rounds]
+    series = [
+        Series(name, numbers, [sum(record["seconds"][phase] for phase in members) for record in rounds])
         for name, members in terminal.PHASES.items()
-    }
-    figure = charts.bars(phases, [record["round"] for record in rounds], "round", "seconds, all clients")
-    return Plot(f"{prefix}-seconds", figure, "Seconds a round by phase, clients added up.")
+    ]
+    return Chart("bars", series, Axis("round"), Axis("seconds, all clients"), stacked=True)
 
 
-def _sparsity(rounds: Sequence[Record], prefix: str) -> list[Plot]:
-    found = []
+def _sparsity(rounds: Sequence[Record]) -> dict[str, Heat]:
+    """By factor."""
+    found = {}
     for factor in ("B", "A"):
         keys = [key for key in (rounds[0] if rounds else {}).get("density_up_by_layer", {}) if key.endswith(factor)]
-        layers = sorted((key.rpartition(".")[0] for key in keys), key=lambda name: (len(name), name))
-        if not layers:
-            continue
-        values = [[_share(record, f"{layer}.{factor}") for record in rounds] for layer in layers]
-        figure = charts.heat(values, [record["round"] for record in rounds], layers, "round", "layer")
-        caption = f"Share of factor {factor}'s changes that clients sent, by layer and round, mean over clients."
-        found.append(Plot(f"{prefix}-sparsity-{factor}", figure, caption))
+        layers = sorted((key.rpartition(".")[0] for key in keys), key=by_number)
+        if layers:
+            values = [[_share(record, f"{layer}.{factor}") for record in rounds] for layer in layers]
+            found[factor] = Heat(values, [record["round"] for record in rounds], layers, Axis("round"), Axis("layer"))
     return found
 
 

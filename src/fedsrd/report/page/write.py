@@ -9,7 +9,9 @@ from markupsafe import Markup
 from fedsrd import __version__
 from fedsrd.errors import RunFolderError
 from fedsrd.files import write_atomically
-from fedsrd.report.page import charts, comparison, run
+from fedsrd.report.figures.figure import MIB, Axis, Chart, Series
+from fedsrd.report.figures.interactive import draw
+from fedsrd.report.page import comparison, run
 from fedsrd.report.page.render import Plot, Section, Table, render, script
 
 
@@ -59,17 +61,17 @@ def _overview(paths: Sequence[Path]) -> tuple[Table, Plot | None]:
     points, rows = [], []
     for path in paths:
         recipe, _, summary = run.read(path)
-        whole = (summary["bytes_up"] + summary["bytes_down"]) / charts.MIB
+        whole = (summary["bytes_up"] + summary["bytes_down"]) / MIB
         quality = summary["final"]["in_domain"] if summary["final"] else None
         if quality is not None and whole:
-            points.append((path.name, whole, quality, 0.0))
+            points.append(Series(path.name, [whole], [quality], error=[0.0]))
         cells = [path.name, recipe.method["name"], str(recipe.seed), str(summary["rounds"]), f"{whole:.2f}"]
         rows.append([*cells, "-" if quality is None else f"{quality:.3f}"])
     table = Table(["run", "method", "seed", "rounds", "MiB", "in-domain NLL"], rows)
     if not points:
         return table, None
-    drawn = charts.points(points, "MiB of all clients and rounds, log scale", "in-domain NLL")
-    return table, Plot("overview", drawn, "Final in-domain NLL against all bytes.")
+    chart = Chart("points", points, Axis("MiB of all clients and rounds, log scale", log=True), Axis("in-domain NLL"))
+    return table, Plot("overview", draw(chart), "Final in-domain NLL against all bytes.")
 
 
 def _part(name: str) -> str:
