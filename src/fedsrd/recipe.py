@@ -3,7 +3,6 @@
 Same recipe and seed, same bytes: whatever changes a run's result stands here and nowhere else.
 """
 
-import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -14,6 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedsrd.errors import RecipeError
+from fedsrd.suggest import did_you_mean
 from fedsrd.wire.coding import Coding
 
 Positive = Annotated[int, Field(ge=1)]
@@ -346,8 +346,7 @@ def refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> N
     """Raises RecipeError for a key that is not known, and names the nearest."""
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            hint = did_you_mean(key, known, "did you mean {!r}?", cutoff=0.5) or f"known keys: {', '.join(known)}"
             raise RecipeError(f"unknown key {'.'.join(filter(None, (prefix, key)))!r}: {hint}")
 
 

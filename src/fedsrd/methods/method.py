@@ -6,7 +6,6 @@ its own: everything that a round depends on is in the arguments, what must outli
 chance comes from `fedsrd.rng` with the step's seed. docs/add-a-method.md builds one from nothing.
 """
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from fedsrd.core.factors import FACTORS, Delta, Factor, Factors, LoraPair, ShapeTable, add
 from fedsrd.errors import RecipeError
+from fedsrd.suggest import did_you_mean
 
 Memory = dict[str, Tensor]
 """What one side keeps between rounds, by a name of the method's choice. Put new tensors in; never write into one that
@@ -185,6 +185,5 @@ def get(name: str) -> type[Method]:
     """
     if name in _REGISTRY:
         return _REGISTRY[name]
-    near = difflib.get_close_matches(name, _REGISTRY, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, _REGISTRY)
     raise RecipeError(f"method.name = {name!r}: no such method.{hint} Known: {', '.join(names())}.")
