@@ -1,6 +1,6 @@
 """FedSRD: fine-tune LLMs together on data that never leaves its owner.
 
-The names below come from `fedsrd.api`, when they are first used: importing this package alone is quick.
+The names below come from `fedsrd.api` and `fedsrd.loop`, when they are first used: importing this package is quick.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,14 @@ __all__ = ["Aggregator", "Run", "apply", "compare_methods", "decode", "encode", 
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
+    if name in ("Run", "compare_methods", "load_recipe", "run"):
         from fedsrd import api
 
         return getattr(api, name)
+    if name in __all__:
+        from fedsrd import loop
+
+        return getattr(loop, name)
     raise AttributeError(f"module 'fedsrd' has no attribute {name!r}")
 
 

@@ -3,7 +3,6 @@
 Same recipe and seed, same bytes: whatever changes a run's result stands here and nowhere else.
 """
 
-import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedsrd.core.server_optimizer import ServerOptimizerOptions
 from fedsrd.errors import RecipeError
+from fedsrd.suggest import did_you_mean
 from fedsrd.training.options import BaseOptions, TrainingOptions
 from fedsrd.wire.options import WireOptions
 
@@ -327,8 +327,7 @@ def refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> N
     """Raises RecipeError for a key that is not known, and names the nearest."""
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            hint = did_you_mean(key, known, "did you mean {!r}?", cutoff=0.5) or f"known keys: {', '.join(known)}"
             raise RecipeError(f"unknown key {'.'.join(filter(None, (prefix, key)))!r}: {hint}")
 
 

@@ -11,7 +11,7 @@ from fedsrd.cli import app
 from fedsrd.errors import EvaluationError, FedSRDError, ModelError
 from fedsrd.evaluation import evaluate, harness, local_files, subjects, suites
 from fedsrd.evaluation.answers import Answers, in_chunks
-from fedsrd.evaluation.lending import Lending
+from fedsrd.evaluation.model_loader import ModelLoader
 from fedsrd.federation import local, setup
 from fedsrd.runs.folder import RunFolder
 
@@ -67,7 +67,7 @@ def test_all_ten_benchmarks_of_the_paper_run_on_local_files(local_questions, tin
     request = evaluate.Request("paper", files=files, run_code=True, limit=2)
     (subject,) = subjects.resolve([str(tiny_model)])
     watch = Quiet()
-    found = evaluate.run(request, [subject], tmp_path / "out", Lending("cpu", "float32"), watch)
+    found = evaluate.run(request, [subject], tmp_path / "out", ModelLoader("cpu", "float32"), watch)
     scores = found[subject.name]
     assert [score.name for score in scores] == list(suites.BENCHMARKS)
     assert all(0 <= score.value <= 100 for score in scores)
@@ -87,7 +87,7 @@ def test_all_ten_benchmarks_of_the_paper_run_on_local_files(local_questions, tin
 
     # The same again, with another folder: everything is in the cache, and nothing is asked.
     again = Quiet()
-    assert evaluate.run(request, [subject], tmp_path / "again", Lending("cpu", "float32"), again) == found
+    assert evaluate.run(request, [subject], tmp_path / "again", ModelLoader("cpu", "float32"), again) == found
     assert watch.parts
     assert not again.parts
 
@@ -106,7 +106,7 @@ def test_what_was_stopped_goes_on_with_the_same_bits(local_questions, tiny_model
     request = evaluate.Request(tasks=("medmcqa", "gsm8k"), files=files, batch_size=1)
     (subject,) = subjects.resolve([str(tiny_model)])
     monkeypatch.setattr(harness, "CHUNK", 2)
-    whole = evaluate.run(request, [subject], tmp_path / "whole", Lending("cpu", "float32"), Quiet())
+    whole = evaluate.run(request, [subject], tmp_path / "whole", ModelLoader("cpu", "float32"), Quiet())
 
     monkeypatch.setenv("FEDSRD_CACHE", str(tmp_path / "other-cache"))
     asked = []
@@ -118,12 +118,12 @@ def test_what_was_stopped_goes_on_with_the_same_bits(local_questions, tiny_model
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate.run(request, [subject], tmp_path / "out", Lending("cpu", "float32"), Stops())
+        evaluate.run(request, [subject], tmp_path / "out", ModelLoader("cpu", "float32"), Stops())
     stored = (tmp_path / "out" / subject.name / "answers" / "medmcqa.jsonl").read_text()
     assert len(stored.splitlines()) == 2
     # A crash in the middle of a line loses that line only.
     (tmp_path / "out" / subject.name / "answers" / "medmcqa.jsonl").write_text(stored + '{"key": "torn')
-    assert evaluate.run(request, [subject], tmp_path / "out", Lending("cpu", "float32"), Stops()) == whole
+    assert evaluate.run(request, [subject], tmp_path / "out", ModelLoader("cpu", "float32"), Stops()) == whole
     bits = [(tmp_path / name / subject.name / "eval.json").read_bytes() for name in ("whole", "out")]
     assert bits[0] == bits[1]
 
@@ -190,7 +190,7 @@ def test_an_adapter_of_another_base_is_refused(run_folder, tmp_path):
         LlamaForCausalLM(LlamaConfig.from_pretrained(other, **change)).save_pretrained(other)
         wrong = subjects.Subject(subject.name, str(other), adapter=subject.adapter)
         with pytest.raises(EvaluationError, match="does not fit .*other.*expected an adapter that was trained on"):
-            Lending("cpu", "float32").lend(wrong)
+            ModelLoader("cpu", "float32").load(wrong)
 
 
 def test_a_pickled_adapter_is_never_read(run_folder):
@@ -198,7 +198,7 @@ def test_a_pickled_adapter_is_never_read(run_folder):
     file.rename(file.with_name("adapter_model.bin"))
     (subject,) = subjects.resolve([str(run_folder)])
     with pytest.raises(EvaluationError, match="cannot be read as safetensors"):
-        Lending("cpu", "float32").lend(subject)
+        ModelLoader("cpu", "float32").load(subject)
 
 
 @pytest.mark.parametrize(

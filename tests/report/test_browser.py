@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from test_hostile import hostile_comparison, hostile_run  # noqa: F401
 from test_page import finished, run  # noqa: F401
 
 from fedsrd.report.page.write import report
@@ -106,3 +107,16 @@ def test_it_prints(browser, finished, tmp_path):  # noqa: F811
     assert pdf.startswith(b"%PDF")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_no_script_runs_but_the_pages_own(browser, hostile_run, hostile_comparison, tmp_path):  # noqa: F811
+    page = opened(browser, report([hostile_run, hostile_comparison], tmp_path / "hostile.html"))
+    assert page.locator("img").count() == 0
+    # plotly.js reads some tags in names; ours are shown as they are.
+    assert page.locator(".plot a").count() == 0
+    assert any("<a href='https://example.com'>" in text for text in page.locator(".plot text").all_text_contents())
+    assert page.locator("script:not([type])").count() == 2
+    page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = true'}))"
+    )
+    assert page.evaluate("window.ran") is None

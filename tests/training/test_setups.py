@@ -125,13 +125,13 @@ def test_a_run_on_a_four_bit_base(tiny_recipe, tmp_path):
     )
     assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
 
-    from fedsrd.evaluation.lending import Lending
+    from fedsrd.evaluation.model_loader import ModelLoader
     from fedsrd.evaluation.subjects import resolve
 
     (subject,) = resolve([str(tmp_path / "run")])
     assert subject.quantization == "nf4"
-    lent = Lending("cpu").lend(subject)
-    assert math.isfinite(lent.model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().item())
+    loaded = ModelLoader("cpu").load(subject)
+    assert math.isfinite(loaded.model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().item())
 
 
 def test_a_method_that_changes_the_base_refuses_a_quantised_one(tiny_recipe, tmp_path):

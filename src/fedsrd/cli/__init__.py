@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from fedsrd import __version__
-from fedsrd.cli import looking, measuring, running
+from fedsrd.cli import compare, data, evaluate, inspect, plan, report, run
 from fedsrd.cli.common import app, fail
 from fedsrd.errors import FedSRDError
 
-__all__ = ["app", "looking", "main", "measuring", "running"]
+__all__ = ["app", "compare", "data", "evaluate", "inspect", "main", "plan", "report", "run"]
 
 MEMORY_ADVICE = (
     "Use smaller batches (--set training.batch_size=1 --set training.accumulation=8; --batch 1), shorter sequences "

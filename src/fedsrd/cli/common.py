@@ -1,5 +1,6 @@
 """What all commands share: the application, its exit codes, and how options become values."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -63,6 +64,23 @@ def number(text: str, kind: Any, option: str, example: str) -> Any:
         return kind(text)
     except ValueError:
         return fail(f"{option}: {text!r} is not a number; expected such as {example}", 2)
+
+
+def check_trackers(track: list[str] | None) -> None:
+    """Raises RecipeError for a tracker that is unknown or not installed."""
+    if track:
+        from fedsrd.report import tracking
+
+        tracking.check(track)
+
+
+def tracked(display: Any, track: list[str], folder: Path) -> Any:
+    """The display, with live trackers behind it where some are asked for; `folder` takes TensorBoard's files."""
+    if not track:
+        return display
+    from fedsrd.report.tracking import Tracked
+
+    return Tracked(display, track, folder)
 
 
 def fail(message: str, code: int) -> Any:

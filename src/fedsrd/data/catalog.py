@@ -1,6 +1,5 @@
 """The embedded data sets: what they are, where they come from, and their examples, parsed once and cached."""
 
-import difflib
 import json
 import os
 import platform
@@ -14,6 +13,7 @@ from fedsrd.data.examples import Example, Split, split_examples
 from fedsrd.data.sources import bank, benchmarks, hpo, math_worked, stdlib
 from fedsrd.errors import DataError
 from fedsrd.packages import Say, cache_dir, silent
+from fedsrd.suggest import did_you_mean
 
 TEST_FRACTION = 0.1
 SPLIT_SEED = 2510
@@ -163,8 +163,7 @@ def get(name: str, split: Split = "test") -> DataSet:
         if split == "train" and _SETS[name].role != "specialist":
             raise DataError(f'embedded:{name} is for evaluation only ({_SETS[name].role}); use split = "test"')
         return _SETS[name]
-    near = difflib.get_close_matches(name, _SETS, n=1)
-    hint = f" Did you mean embedded:{near[0]}?" if near else ""
+    hint = did_you_mean(name, _SETS, " Did you mean embedded:{}?")
     raise DataError(f"embedded:{name}: no such data set.{hint} Known: {', '.join(_SETS)}.")
 
 

@@ -1,6 +1,5 @@
 """The user's own data: files, folders and Hugging Face data sets. Messages name rows and columns, never contents."""
 
-import difflib
 import json
 import string
 import tempfile
@@ -10,6 +9,7 @@ from typing import Any
 
 from fedsrd.data.examples import Example
 from fedsrd.errors import DataError
+from fedsrd.suggest import did_you_mean
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _ROLES = ("instruction", "input", "response", "messages")
@@ -182,8 +182,7 @@ def _check_columns(existing: list[str], columns: Mapping[str, str], template: st
             wanted.append(columns["input"])
     for column in wanted:
         if column not in existing:
-            near = difflib.get_close_matches(column, existing, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(column, existing, " (did you mean {!r}?)")
             raise DataError(
                 f"{label} has no column {column!r}{hint}; it has {', '.join(existing)}. "
                 'Name columns with columns = {instruction = "...", response = "..."}'

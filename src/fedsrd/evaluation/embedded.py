@@ -3,7 +3,6 @@
 Results have lm-eval's shape, "METRIC,FILTER" with its standard error, so that they lie beside those of its tasks.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from fedsrd.evaluation import choices, exact, nll
 from fedsrd.evaluation.nll import Lent
 from fedsrd.evaluation.scores import Score
 from fedsrd.packages import Say, silent
+from fedsrd.suggest import did_you_mean
 
 VERSION = 1
 """Of the suite: whoever changes what is measured counts it up."""
@@ -72,8 +72,7 @@ def named(name: str) -> Measure:
     """The measurement of that name. Raises EvaluationError if there is none (the nearest is named)."""
     found = {measure.name: measure for measure in MEASURES}
     if name not in found:
-        near = difflib.get_close_matches(name, found, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, found, "did you mean {!r}? ")
         raise EvaluationError(f"no embedded benchmark {name!r}; {hint}Known: {', '.join(found)}")
     return found[name]
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from fedsrd.errors import EvaluationError
 from fedsrd.evaluation import cache, scores, suites
 from fedsrd.evaluation.answers import merged
-from fedsrd.evaluation.lending import Lending
 from fedsrd.evaluation.local_files import Files
+from fedsrd.evaluation.model_loader import ModelLoader
 from fedsrd.evaluation.runners import EmbeddedRunner, HarnessRunner, Runner
 from fedsrd.evaluation.scores import Score
 from fedsrd.evaluation.subjects import Subject
@@ -80,7 +80,7 @@ class Request:
 
 
 def run(
-    request: Request, subjects: Sequence[Subject], out: Path, lending: Lending, observer: Observer
+    request: Request, subjects: Sequence[Subject], out: Path, loader: ModelLoader, observer: Observer
 ) -> dict[str, list[Score]]:
     """Evaluates all subjects and writes the results; goes on where an earlier call with the same request stopped.
 
@@ -88,7 +88,7 @@ def run(
         request: what is measured.
         subjects: what is evaluated.
         out: folder of the results.
-        lending: loads the subjects.
+        loader: loads the subjects.
         observer: told how it goes.
 
     Returns:
@@ -103,11 +103,11 @@ def run(
     _check(out, whole)
     runner = request.runner(observer)
     # A model that is not there must show before another is evaluated for hours, and before anything is written.
-    identities = {subject.name: lending.identity(subject) for subject in subjects}
+    identities = {subject.name: loader.identity(subject) for subject in subjects}
     cache.write(out / "request.json", whole)
     found = {}
     for subject in subjects:
-        one = _One(subject, identities[subject.name], runner, lending, observer, out / _folder(subject.name))
+        one = _One(subject, identities[subject.name], runner, loader, observer, out / _folder(subject.name))
         results = merged(one.part(part) for part in runner.parts)
         config = {"batch_size": request.batch_size, "limit": request.limit, "fedsrd": record}
         cache.write(one.folder / "eval.json", results | {"config": {**one.config(), **config}})
@@ -125,14 +125,14 @@ class _One:
     subject: Subject
     identity: str
     runner: Runner
-    lending: Lending
+    loader: ModelLoader
     observer: Observer
     folder: Path
     _run: Any = None
 
     def part(self, name: str) -> Any:
         """One part's result: from the folder, for a base model from the cache, or measured now."""
-        dtype, device = self.lending.dtype(self.subject), self.lending.device.type
+        dtype, device = self.loader.dtype(self.subject), self.loader.device.type
         key = cache.key(
             self.identity, self.subject.prompt, self.subject.quantization, dtype, device, self.runner.facts(name)
         )
@@ -146,7 +146,7 @@ class _One:
 
     def _measure(self, name: str) -> dict[str, Any]:
         if self._run is None:
-            self._run = self.runner.start(self.lending.lend(self.subject), self.subject.prompt)
+            self._run = self.runner.start(self.loader.load(self.subject), self.subject.prompt)
         found: dict[str, Any] = self._run(
             name, self.folder / "answers" / f"{name}.jsonl", partial(self.observer.activity, self.subject.name, name)
         )
@@ -158,8 +158,8 @@ class _One:
         return {
             "model": self.subject.model,
             "model_args": {"revision": self.subject.revision, "peft": adapter},
-            "model_dtype": self.lending.dtype(self.subject),
-            "device": str(self.lending.device),
+            "model_dtype": self.loader.dtype(self.subject),
+            "device": str(self.loader.device),
         }
 
 

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from fedsrd.evaluation import embedded, harness
 from fedsrd.evaluation.answers import Answers
-from fedsrd.evaluation.lending import Loaded
 from fedsrd.evaluation.local_files import Files
+from fedsrd.evaluation.model_loader import LoadedModel
 from fedsrd.evaluation.scores import Score
 from fedsrd.evaluation.suites import Benchmark
 from fedsrd.packages import Say
@@ -27,7 +27,7 @@ class Runner(Protocol):
     def facts(self, part: str) -> object:
         """What a part's result follows from, besides the model: its name in the cache."""
 
-    def start(self, loaded: Loaded, prompt: str | None) -> Callable[[str, Path, Callable[[int, int], None]], Any]:
+    def start(self, loaded: LoadedModel, prompt: str | None) -> Callable[[str, Path, Callable[[int, int], None]], Any]:
         """With a subject's model and prompt style: a function that runs one part and gives its result in lm-eval's
         form. It takes the part's name, a file to keep answers in, and who is told how many of how many are done.
         """
@@ -63,7 +63,7 @@ class EmbeddedRunner:
         """The suite's version and the setting."""
         return "embedded", embedded.VERSION, part, self.prompt, self.limit, self.max_length
 
-    def start(self, loaded: Loaded, prompt: str | None) -> Callable[[str, Path, Callable[[int, int], None]], Any]:
+    def start(self, loaded: LoadedModel, prompt: str | None) -> Callable[[str, Path, Callable[[int, int], None]], Any]:
         """Runs measurements; none takes long enough to keep answers."""
         style: Any = self.prompt or prompt
         if style is None:
@@ -126,7 +126,7 @@ class HarnessRunner:
         version = str(self._tasks[part].config.metadata)
         return "lm-eval", harness.version(), part, version, shots, self.limit, self.chat, local
 
-    def start(self, loaded: Loaded, prompt: str | None) -> Callable[[str, Path, Callable[[int, int], None]], Any]:
+    def start(self, loaded: LoadedModel, prompt: str | None) -> Callable[[str, Path, Callable[[int, int], None]], Any]:
         """Runs tasks; answers are kept as they come."""
         lm = harness.model(loaded.model, loaded.tokenizer, self.batch_size)
 

@@ -1,10 +1,10 @@
 """The benchmarks of arXiv 2510.04601 as tasks of EleutherAI's lm-eval: which task, how many shots, which score."""
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
 from fedsrd.errors import EvaluationError
+from fedsrd.suggest import did_you_mean
 
 SuiteName = Literal["embedded", "in-domain", "out-of-domain", "paper"]
 SUITES: tuple[SuiteName, ...] = ("embedded", "in-domain", "out-of-domain", "paper")
@@ -203,6 +203,5 @@ def named(name: str, option: str) -> Benchmark:
     """The benchmark of that name. Raises EvaluationError as `chosen`; the message names `option`."""
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    near = difflib.get_close_matches(name.lower(), BENCHMARKS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(name.lower(), BENCHMARKS, "did you mean {!r}? ", cutoff=0.5)
     raise EvaluationError(f"{option} {name!r}: no such benchmark; {hint}Known: {', '.join(BENCHMARKS)}")

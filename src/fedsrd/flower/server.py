@@ -24,8 +24,8 @@ from fedsrd.flower.engine import FlowerEngine
 from fedsrd.methods import Method, capabilities
 from fedsrd.recipe import Recipe
 from fedsrd.report import terminal
-from fedsrd.report.board import Board
 from fedsrd.report.evaluation import closing_tables
+from fedsrd.report.monitor import Monitor
 from fedsrd.report.page.write import report
 from fedsrd.runs.folder import RunFolder
 from fedsrd.runs.records import RoundRecord, Summary
@@ -59,7 +59,7 @@ def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None)
         highlight=False,
         soft_wrap=True,
     )
-    with Board(console, recipe.rounds) as board:
+    with Monitor(console, recipe.rounds) as board:
         board.say("Checking folder, data and model")
         folder.check_resumable(recipe) if resume else folder.check_new()
         prepared = Prepared(recipe, folder, *check(_without_private_data(recipe), board, Assets()))
@@ -77,7 +77,7 @@ def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None)
 class _Watch:
     """Tells the board, and the log."""
 
-    def __init__(self, board: Board, log: Log) -> None:
+    def __init__(self, board: Monitor, log: Log) -> None:
         self._board = board
         self._log = log
 

@@ -2,6 +2,7 @@
 
 from fedsrd.errors import RecipeError
 from fedsrd.methods.method import Method
+from fedsrd.suggest import did_you_mean
 
 _REGISTRY: dict[str, type[Method]] = {}
 
@@ -29,10 +30,7 @@ def get(name: str) -> type[Method]:
     Raises:
         RecipeError: there is none; the message names the nearest and all known ones.
     """
-    import difflib
-
     if name in _REGISTRY:
         return _REGISTRY[name]
-    near = difflib.get_close_matches(name, _REGISTRY, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, _REGISTRY)
     raise RecipeError(f"method.name = {name!r}: no such method.{hint} Known: {', '.join(names())}.")

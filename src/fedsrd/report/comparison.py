@@ -8,11 +8,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from fedsrd.report.figures.figure import MIB
+
 Record = dict[str, Any]
 Cells = tuple[list[str], list[list[str]]]
 """Headings, and lines of cells."""
-
-MIB = 1 << 20
 
 
 def ordered(results: Record) -> list[Record]:

@@ -9,7 +9,7 @@ from fedsrd.compare.results import collect
 from fedsrd.federation.setup import environment
 from fedsrd.files import write_atomically
 from fedsrd.report import comparison as tables
-from fedsrd.report import figures
+from fedsrd.report.figures.static import draw
 from fedsrd.report.page.write import report
 
 Record = dict[str, Any]
@@ -23,7 +23,7 @@ def write(comparison: Comparison, out: Path) -> Record:
     write_atomically(out / "results.json", text.encode())
     write_atomically(out / "table.md", tables.markdown(results, command).encode())
     write_atomically(out / "table.csv", tables.as_csv(results).encode())
-    figures.draw(results, out / "figures")
+    draw(results, out / "figures")
     report([out], out / "report.html")
     return results
 

@@ -8,10 +8,10 @@ from rich.table import Table
 
 
 def payload_tables(found: Mapping[str, Any], title: str) -> list[Table]:
-    """What `wire.inspect.inspect_payload` found, as tables: the facts, the sections, the slots."""
+    """What `wire.inspect.inspect_payload` found, as tables: the facts, the sections, the tensors."""
     facts = Table(title=title, show_header=False, box=box.SIMPLE, pad_edge=False)
     for key, value in found.items():
-        if key not in ("sections", "slots"):
+        if key not in ("sections", "tensors"):
             facts.add_row(key.replace("_", " "), _text(value))
     tables = [facts]
     if found.get("sections"):
@@ -23,13 +23,13 @@ def payload_tables(found: Mapping[str, Any], title: str) -> list[Table]:
             ratio = f"{size / entropy:.4f}" if entropy else ""
             sections.add_row(name, f"{size:,}", f"{entropy:,.0f}", ratio, f"{section['bits_per_element']:.4f}")
         tables.append(sections)
-    if found.get("slots"):
-        slots = Table(title="Slots", box=box.SIMPLE, pad_edge=False)
-        for column in ("slot", "travels", "density"):
-            slots.add_column(column, justify="right" if column == "density" else "left")
-        for name, slot in found["slots"].items():
-            slots.add_row(name, slot["travels"], f"{slot['density']:.2%}")
-        tables.append(slots)
+    if found.get("tensors"):
+        rows = Table(title="Tensors", box=box.SIMPLE, pad_edge=False)
+        for column in ("tensor", "travels", "density"):
+            rows.add_column(column, justify="right" if column == "density" else "left")
+        for name, tensor in found["tensors"].items():
+            rows.add_row(name, tensor["travels"], f"{tensor['density']:.2%}")
+        tables.append(rows)
     return tables
 
 

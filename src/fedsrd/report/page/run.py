@@ -2,16 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
 
 from fedsrd.errors import RunFolderError
 from fedsrd.evaluation import embedded, scores
 from fedsrd.recipe import Recipe
 from fedsrd.report import terminal
-from fedsrd.report.page import charts, html
+from fedsrd.report.figures.figure import MIB, Axis, Chart, Heat, Level, Series, by_number
+from fedsrd.report.figures.interactive import draw
+from fedsrd.report.page.render import Plot, Table, render
 from fedsrd.runs.folder import RunFolder
 from fedsrd.runs.records import RoundRecord, Summary
 
-MIB = 1 << 20
+ROUNDS = Axis("round", whole=True)
 
 
 def read(path: Path) -> tuple[Recipe, list[RoundRecord], Summary]:
@@ -27,25 +32,51 @@ def read(path: Path) -> tuple[Recipe, list[RoundRecord], Summary]:
     return recipe, folder.records(), folder.summary()
 
 
-def sections(path: Path, prefix: str) -> tuple[str, str]:
+def sections(path: Path, prefix: str) -> tuple[str, Markup]:
     """Title and HTML of a run. `prefix` makes the names of its figures unique in the page."""
     recipe, records, summary = read(path)
     rounds = records[1:]
-    parts = [
-        f'<p class="soft">{html.text(recipe.method["name"])} on {html.text(recipe.model.id)}, '
-        f"{summary.clients} clients, {summary.rounds} rounds, seed {recipe.seed}</p>",
-        html.cards(_cards(summary)),
-        _quality(records, summary, prefix),
-        _benchmarks(summary),
-        _bytes(rounds, summary, prefix),
-        _seconds(rounds, prefix),
-        _sparsity(rounds, prefix),
-        _rounds(rounds),
-        _samples(records),
-        _adapter(path),
-        _repeat(path, recipe),
-    ]
-    return recipe.name, "".join(parts)
+    adapters = RunFolder(path).adapters()
+    body = render(
+        "run",
+        recipe=recipe,
+        summary=summary,
+        cards=_cards(summary),
+        **_plots(records, summary, prefix),
+        sparsity=[
+            Plot(
+                f"{prefix}-sparsity-{factor}",
+                draw(heat),
+                f"Share of factor {factor}'s changes that clients sent, by layer and round, mean over clients.",
+            )
+            for factor, heat in _sparsity(rounds).items()
+        ],
+        quality_table=_quality_table(summary),
+        benchmarks=_benchmarks(summary),
+        bytes_table=_bytes_table(summary),
+        rounds=_rounds(rounds),
+        samples=_samples(records),
+        adapters=adapters,
+        load_adapter=_load_adapter(adapters[0]) if adapters else "",
+        command=f"fedsrd run {path}/recipe.toml --out NEW-FOLDER",
+        versions=Table(["what", "version"], list(recipe.environment.items())),
+        recipe_text=(path / "recipe.toml").read_text(encoding="utf-8"),
+    )
+    return recipe.name, body
+
+
+def _plots(records: Sequence[RoundRecord], summary: Summary, prefix: str) -> dict[str, Plot | None]:
+    """The page's figures by name."""
+    found = {
+        "quality": (_quality(records), "Held-out response NLL by set, less is better; round 0 is the base model."),
+        "loss": (_loss(records), "Training loss of each client, mean over the round."),
+        "bytes": (_bytes(records[1:], summary), "Lengths of real payloads, the mean over the round's clients."),
+        "seconds": (_seconds(records[1:]), "Seconds a round by phase, clients added up."),
+    }
+    return {
+        name: Plot(f"{prefix}-{name}", draw(figure), caption) if figure else None
+        for name, (figure, caption) in found.items()
+    }
 
 
 def _cards(summary: Summary) -> list[tuple[str, str]]:
@@ -68,20 +99,17 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
 
 
-def _quality(records: Sequence[RoundRecord], summary: Summary, prefix: str) -> str:
+def _quality(records: Sequence[RoundRecord]) -> Chart | None:
     measured = [record for record in records if record.eval]
-    parts = ["<h3>Quality</h3>"]
-    if measured:
-        numbers = [record.round for record in measured]
-        series = {name: (numbers, [record.eval[name] for record in measured]) for name in measured[0].eval}
-        figure = charts.lines(series, "round", "NLL, nats a token", xaxis=charts.rounds_axis(numbers))
-        parts.append(
-            html.figure(
-                f"{prefix}-quality",
-                figure,
-                "Held-out response NLL by set, less is better; round 0 is the base model.",
-            )
-        )
+    if not measured:
+        return None
+    numbers = [record.round for record in measured]
+    series = [Series(name, numbers, [record.eval[name] for record in measured]) for name in measured[0]["eval"]]
+    return Chart("lines", series, ROUNDS, Axis("NLL, nats a token"))
+
+
+def _quality_table(summary: Summary) -> Table:
+    rows = []
     if summary.base is not None and summary.final is not None:
         base, final = summary.base, summary.final
         pairs: list[tuple[str, float | None, float | None]] = [
@@ -94,59 +122,46 @@ def _quality(records: Sequence[RoundRecord], summary: Summary, prefix: str) -> s
             for label, before, after in pairs
             if before is not None and after is not None
         ]
-        parts.append(html.table(["set", "base model", "after", "change"], rows, "NLL, nats a token"))
-    clients = list(dict.fromkeys(name for record in records[1:] for name in record.train_loss_by_client))
-    series = {
-        name: (
-            [record.round for record in records[1:] if name in record.train_loss_by_client],
-            [r.train_loss_by_client[name] for r in records[1:] if name in r.train_loss_by_client],
-        )
-        for name in clients
-    }
-    if series:
-        figure = charts.lines(
-            series, "round", "training loss, nats a token", xaxis=charts.rounds_axis([r.round for r in records])
-        )
-        parts.append(html.figure(f"{prefix}-loss", figure, "Training loss of each client, mean over the round."))
-    return "".join(parts)
+    return Table(["set", "base model", "after", "change"], rows)
 
 
-def _benchmarks(summary: Summary) -> str:
-    if not summary.benchmarks:
-        return ""
-    heads, rows = scores.table(embedded.before_and_after(summary.benchmarks))
-    return "<h3>Benchmarks</h3>" + html.table(heads, rows, "↓: less is better; ± one standard error")
+def _loss(records: Sequence[RoundRecord]) -> Chart | None:
+    losses: dict[str, dict[int, float]] = {}
+    for record in records[1:]:
+        for name, loss in record.train_loss_by_client.items():
+            losses.setdefault(name, {})[record.round] = loss
+    if not losses:
+        return None
+    series = [Series(name, list(found), list(found.values())) for name, found in losses.items()]
+    return Chart("lines", series, ROUNDS, Axis("training loss, nats a token"))
 
 
-def _bytes(rounds: Sequence[RoundRecord], summary: Summary, prefix: str) -> str:
+def _benchmarks(summary: Summary) -> Table | None:
+    found = summary.benchmarks
+    return Table(*scores.table(embedded.before_and_after(found))) if found else None
+
+
+def _bytes(rounds: Sequence[RoundRecord], summary: Summary) -> Chart | None:
     if not any(record.bytes_up for record in rounds):
-        return ""
+        return None
     numbers = [record.round for record in rounds]
-    series = {
-        "up": [_mean(record.bytes_up) / MIB for record in rounds],
-        "down": [_mean(record.bytes_down) / MIB for record in rounds],
-    }
+    series = [
+        Series("up", numbers, [_mean(record.bytes_up) / MIB for record in rounds]),
+        Series("down", numbers, [_mean(record.bytes_down) / MIB for record in rounds]),
+    ]
     dense = 4 * summary.parameters / MIB
-    figure = charts.lines(
-        {name: (numbers, values) for name, values in series.items()},
-        "round",
-        "MiB a client, log scale",
-        xaxis=charts.rounds_axis(numbers),
-        yaxis={"type": "log"},
-    )
-    for share, label in ((1, "FedAvg each way, float32"), (0.5, "FedAvg, bfloat16")):
-        charts.level(figure, dense * share, label)
+    levels = [Level(dense, "FedAvg each way, float32"), Level(dense * 0.5, "FedAvg, bfloat16")]
+    return Chart("lines", series, ROUNDS, Axis("MiB a client, log scale", log=True), levels=levels)
+
+
+def _bytes_table(summary: Summary) -> Table:
     rows = [
         ["up", terminal.amount(summary.bytes_up)],
         ["down", terminal.amount(summary.bytes_down)],
         ["FedAvg, float32, both ways", terminal.amount(_dense(summary, 1))],
         ["FedAvg, bfloat16, both ways", terminal.amount(_dense(summary, 2))],
     ]
-    return (
-        "<h3>Bytes</h3>"
-        + html.figure(f"{prefix}-bytes", figure, "Lengths of real payloads, the mean over the round's clients.")
-        + html.table(["all clients and rounds", "bytes"], rows)
-    )
+    return Table(["all clients and rounds", "bytes"], rows)
 
 
 def _dense(summary: Summary, halves: int) -> float:
@@ -154,29 +169,27 @@ def _dense(summary: Summary, halves: int) -> float:
     return (summary.bytes_up + summary.bytes_down) / share / halves if share else 0.0
 
 
-def _seconds(rounds: Sequence[RoundRecord], prefix: str) -> str:
+def _seconds(rounds: Sequence[RoundRecord]) -> Chart | None:
     if not rounds:
-        return ""
-    phases = {
-        name: [sum(record.seconds[phase] for phase in members) for record in rounds]
+        return None
+    numbers = [record.round for record in rounds]
+    series = [
+        Series(name, numbers, [sum(record.seconds[phase] for phase in members) for record in rounds])
         for name, members in terminal.PHASES.items()
-    }
-    figure = charts.bars(phases, [record.round for record in rounds], "round", "seconds, all clients")
-    return "<h3>Time</h3>" + html.figure(f"{prefix}-seconds", figure, "Seconds a round by phase, clients added up.")
+    ]
+    return Chart("bars", series, Axis("round"), Axis("seconds, all clients"), stacked=True)
 
 
-def _sparsity(rounds: Sequence[RoundRecord], prefix: str) -> str:
-    parts: list[str] = []
+def _sparsity(rounds: Sequence[RoundRecord]) -> dict[str, Heat]:
+    """By factor."""
+    found = {}
     for factor in ("B", "A"):
         keys = [key for key in (rounds[0].density_up_by_layer if rounds else {}) if key.endswith(factor)]
-        layers = sorted((key.rpartition(".")[0] for key in keys), key=lambda name: (len(name), name))
-        if not layers:
-            continue
-        values = [[_share(record, f"{layer}.{factor}") for record in rounds] for layer in layers]
-        figure = charts.heat(values, [record.round for record in rounds], layers, "round", "layer")
-        caption = f"Share of factor {factor}'s changes that clients sent, by layer and round, mean over clients."
-        parts.append(html.figure(f"{prefix}-sparsity-{factor}", figure, caption))
-    return "<h3>Sparsity of the uplink</h3>" + "".join(parts) if parts else ""
+        layers = sorted((key.rpartition(".")[0] for key in keys), key=by_number)
+        if layers:
+            values = [[_share(record, f"{layer}.{factor}") for record in rounds] for layer in layers]
+            found[factor] = Heat(values, [record.round for record in rounds], layers, Axis("round"), Axis("layer"))
+    return found
 
 
 def _share(record: RoundRecord, key: str) -> float | None:
@@ -184,7 +197,7 @@ def _share(record: RoundRecord, key: str) -> float | None:
     return None if value is None else 100 * value
 
 
-def _rounds(rounds: Sequence[RoundRecord]) -> str:
+def _rounds(rounds: Sequence[RoundRecord]) -> Table:
     rows = []
     for record in rounds:
         out = "; ".join(f"{name}: {reason}" for name, reason in record.rejected.items())
@@ -195,52 +208,32 @@ def _rounds(rounds: Sequence[RoundRecord]) -> str:
             str(record.attempts),
         ]
         rows.append([*cells, record.digest[:12], out or "nobody"])
-    heads = ["round", "updates", "factor down", "attempts", "digest", "left out"]
-    caption = "Each round's closed state: equal digests at server and clients, or the round fails."
-    return "<h3>Rounds</h3>" + html.table(heads, rows, caption, texts=(5,))
+    return Table(["round", "updates", "factor down", "attempts", "digest", "left out"], rows)
 
 
-def _samples(records: Sequence[RoundRecord]) -> str:
-    before = next((record.samples for record in records if record.samples), None)
-    after = next((record.samples for record in reversed(records) if record.samples), None)
-    if not before or not after or before is after:
-        return ""
-    parts: list[str] = []
-    for name, prompts in before.items():
-        for place, one in enumerate(prompts):
-            then = after[name][place]
-            pair = "".join(
-                f'<div><p class="soft">{label}</p>{html.flow(content)}</div>'
-                for label, content in (
-                    ("base model", one.answer),
-                    ("after", then.answer),
-                    ("reference", one.wanted),
-                )
-            )
-            inside = f'{html.flow(one.prompt)}<div class="pair">{pair}</div>'
-            parts.append(html.fold(f"{name}: {one.prompt[:90]}", inside, open_=place == 0 and not parts))
-    return "<h3>Answers before and after</h3><p class='soft'>Held-out prompts, greedy.</p>" + "".join(parts)
+def _samples(records: Sequence[RoundRecord]) -> list[dict[str, Any]]:
+    asked = [record.samples for record in records if record.samples]
+    if len(asked) < 2:
+        return []
+    return [
+        {
+            "title": f"{name}: {one.prompt[:90]}",
+            "prompt": one.prompt,
+            "answers": [
+                ("base model", one.answer),
+                ("after", asked[-1][name][place].answer),
+                ("reference", one.wanted),
+            ],
+        }
+        for name, prompts in asked[0].items()
+        for place, one in enumerate(prompts)
+    ]
 
 
-def _adapter(path: Path) -> str:
-    found = RunFolder(path).adapters()
-    if not found:
-        return ""
-    snippet = (
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("BASE")\nmodel = PeftModel.from_pretrained(base, "{found[0]}")'
-    )
-    others = f" and {len(found) - 1} more beside it" if len(found) > 1 else ""
-    return f"<h3>Adapter</h3><p>{html.text(found[0])}{others}</p>{html.code(snippet)}"
-
-
-def _repeat(path: Path, recipe: Recipe) -> str:
-    versions = [[name, version] for name, version in recipe.environment.items()]
+def _load_adapter(adapter: Path) -> str:
     return (
-        "<h3>Repeat it</h3>"
-        + html.code(f"fedsrd run {path}/recipe.toml --out NEW-FOLDER")
-        + html.fold("Versions", html.table(["what", "version"], versions))
-        + html.fold("Recipe", html.code((path / "recipe.toml").read_text(encoding="utf-8")))
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained("BASE")\nmodel = PeftModel.from_pretrained(base, "{adapter}")'
     )
 
 

@@ -14,7 +14,7 @@ from fedsrd.runs.records import RoundRecord
 STATES = {"asked": "working", "answered": "answered", "failed": "failed", "silent": "silent"}
 
 
-class Board:
+class Monitor:
     """Shows rounds as they go: on a terminal a table that moves, in a log one line an event; either way one table a
     closed round stays. Use as a context manager.
 

@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-from fedsrd.flower.log import Log, resident_mib
-from fedsrd.report.board import Board
+from fedsrd.federation.remote.log import Log, resident_mib
+from fedsrd.report.monitor import Monitor
 from fedsrd.runs.records import RoundRecord
 
 START = RoundRecord(round=0, digest="", bytes_up={}, bytes_down={}, eval={})
@@ -14,24 +14,24 @@ RECORD = START.model_copy(
 )
 
 
-def play(board):
-    board.event("joined", client="a", held=-1, resync=False)
-    board.event("joined", client="b", held=3, resync=True)
-    board.event("refused", node=12, reason="two are called a")
+def play(monitor):
+    monitor.event("joined", client="a", held=-1, resync=False)
+    monitor.event("joined", client="b", held=3, resync=True)
+    monitor.event("refused", node=12, reason="two are called a")
     for client in ("a", "b"):
-        board.event("asked", client=client, round=1, bytes=2048)
-    board.event("answered", client="a", round=1, bytes=4096, seconds=1.25, loss=2.5)
-    board.event("silent", client="b", round=1, reason="no answer within 9 s", seconds=9.0)
+        monitor.event("asked", client=client, round=1, bytes=2048)
+    monitor.event("answered", client="a", round=1, bytes=4096, seconds=1.25, loss=2.5)
+    monitor.event("silent", client="b", round=1, reason="no answer within 9 s", seconds=9.0)
 
 
 def test_a_log_has_a_line_an_event_and_a_table_a_round():
     console = Console(file=io.StringIO(), width=100)
-    with Board(console, 5) as board:
-        play(board)
-        board.round_done(START)
-        board.round_done(RECORD)
-        board.event("failed", client="b", reason="not at the last version: no answer")
-        board.event("settled", client="a", bytes=5, digest="x", reason=None)
+    with Monitor(console, 5) as monitor:
+        play(monitor)
+        monitor.round_done(START)
+        monitor.round_done(RECORD)
+        monitor.event("failed", client="b", reason="not at the last version: no answer")
+        monitor.event("settled", client="a", bytes=5, digest="x", reason=None)
     text = console.file.getvalue()
     for expected in (
         "a is here, new",
@@ -51,9 +51,9 @@ def test_a_log_has_a_line_an_event_and_a_table_a_round():
 
 def test_a_terminal_has_a_table_that_moves_and_no_line_an_event():
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
-    with Board(console, 5) as board:
-        play(board)
-        board.round_done(RECORD)
+    with Monitor(console, 5) as monitor:
+        play(monitor)
+        monitor.round_done(RECORD)
     text = console.file.getvalue()
     assert "Round 1/5, loss 2.500" in text
     assert "answered  up" not in text
@@ -61,11 +61,12 @@ def test_a_terminal_has_a_table_that_moves_and_no_line_an_event():
 
 def test_an_answer_that_is_left_out_says_so():
     console = Console(file=io.StringIO(), width=100)
-    board = Board(console, 5)
-    board.event("asked", client="a", round=2, bytes=0)
-    board.event("answered", client="a", round=2, bytes=4096, seconds=1.0, loss=2.5)
-    out = {"round": 2, "rejected": {"a": "its norm is too large"}, "eval": {}}
-    board.round_done(RECORD.model_copy(update=out))
+    monitor = Monitor(console, 5)
+    monitor.event("asked", client="a", round=2, bytes=0)
+    monitor.event("answered", client="a", round=2, bytes=4096, seconds=1.0, loss=2.5)
+    monitor.round_done(
+        RECORD.model_copy(update={"round": 2, "rejected": {"a": "its norm is too large"}, "eval": {}})
+    )
     assert "left out: its norm is too large" in console.file.getvalue()
 
 

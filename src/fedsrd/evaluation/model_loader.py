@@ -14,7 +14,7 @@ from fedsrd.training.options import BaseOptions
 
 
 @dataclass
-class Loaded:
+class LoadedModel:
     """A network with its tokenizer, where it computes."""
 
     model: Any
@@ -22,7 +22,7 @@ class Loaded:
     device: torch.device
 
 
-class Lending:
+class ModelLoader:
     """Loads what is asked for, and keeps the base that was loaded last.
 
     Args:
@@ -49,7 +49,7 @@ class Lending:
         base = cache.model_identity(subject.model, subject.revision)
         return base if subject.adapter is None else f"{base} {cache.adapter_identity(subject.adapter)}"
 
-    def lend(self, subject: Subject) -> Loaded:
+    def load(self, subject: Subject) -> LoadedModel:
         """The subject's network, until the next call.
 
         Raises:
@@ -68,7 +68,7 @@ class Lending:
         if subject.adapter is not None:
             self._base = self._adapted(self._base, subject)
         self._base.eval()
-        return Loaded(self._base, self._tokenizer, self.device)
+        return LoadedModel(self._base, self._tokenizer, self.device)
 
     def _adapted(self, base: Any, subject: Subject) -> Any:
         from safetensors import safe_open

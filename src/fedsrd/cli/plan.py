@@ -1,0 +1,60 @@
+"""fedsrd plan: what a federation would cost."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from fedsrd.cli.common import app, fail, listed
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option("--model", help="A Hugging Face id, a folder, or a config.json.")],
+    rank: Annotated[int, typer.Option("--rank", min=1, help="The adapter's rank.")] = 64,
+    targets: Annotated[str, typer.Option("--targets", help="all-linear, or modules with commas.")] = "all-linear",
+    chosen: Annotated[str | None, typer.Option("--method", help="With commas; default: all that send.")] = None,
+    clients: Annotated[int, typer.Option("--clients", min=1, help="That take part in a round.")] = 4,
+    rounds: Annotated[int, typer.Option("--rounds", min=1)] = 50,
+    up: Annotated[str, typer.Option("--up", help="A client's uplink.")] = "10Mbit",
+    down: Annotated[str, typer.Option("--down", help="A client's downlink.")] = "50Mbit",
+    density: Annotated[
+        float | None,
+        typer.Option(
+            "--density", min=0.0001, max=1.0, help="Share that an adaptive ratio keeps; default: the paper's."
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the base: float32, bfloat16, float16, int4.")] = "bfloat16",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences at a time.")] = 8,
+    length: Annotated[int, typer.Option("--max-length", min=8, help="Tokens of each.")] = 512,
+    checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What a federation would cost: bytes, time on the links, memory. Reads a config, no weights."""
+    from fedsrd.planning import architecture, forecast, links, memory
+
+    if dtype not in memory.BYTES:
+        fail(f"--dtype {dtype!r}: expected one of {', '.join(memory.BYTES)}", 2)
+    setting = forecast.Setting(
+        clients,
+        rounds,
+        links.bits_per_second(up, "--up"),
+        links.bits_per_second(down, "--down"),
+        dtype,
+        batch,
+        length,
+        checkpointing,
+        forecast.PAPERS_DENSITY if density is None else density,
+    )
+    wanted = targets if targets == "all-linear" else listed(targets)
+    found = forecast.forecast(
+        architecture.architecture(model, rank, wanted), setting, None if chosen is None else listed(chosen)
+    )
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+
+    from fedsrd.report.plan import plan_tables
+
+    Console().print(*plan_tables(found))

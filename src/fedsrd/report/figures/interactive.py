@@ -1,0 +1,157 @@
+"""Figures as plotly.js draws them in the page. Colours that both light and dark bear; the page sets the rest."""
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fedsrd.report.figures.figure import Axis, Chart, Heat, Level, Series
+
+Plotly = dict[str, Any]
+"""What plotly.js draws: "data" and "layout"."""
+COLOURS = ("#d1495b", "#2f7fc1", "#2a9d6f", "#c77d0a", "#8a63c9", "#0f9b9d", "#a5694f", "#c2559a", "#6b8e23", "#7b8794")
+QUIET = "#7b8794"
+
+
+def draw(figure: Chart | Heat) -> Plotly:
+    """The "data" and "layout" of plotly.js. `references` are left out: the page's tables have them."""
+    if isinstance(figure, Heat):
+        return _heat(figure)
+    traces = {"points": _points, "lines": _lines, "bars": _bars}[figure.kind](figure)
+    layout = _layout(figure.x, figure.y)
+    if figure.kind == "points":
+        layout["showlegend"] = False
+    if figure.kind == "bars":
+        layout["barmode"] = "stack" if figure.stacked else "group"
+        if any(isinstance(place, str) for series in figure.series for place in series.x):
+            # Names of categories stand aslant and need room.
+            layout["margin"]["b"] = 90
+            layout["legend"]["y"] = -0.35
+    if figure.x.whole:
+        last = max((float(place) for series in figure.series for place in series.x), default=1)
+        layout["xaxis"] |= {"dtick": max(1, round(last / 10)), "tick0": 0}
+    for level in figure.levels:
+        _across(layout, level, figure.y)
+    return {"data": traces, "layout": layout}
+
+
+def plain(text: object) -> str:
+    """Text that plotly.js shows as it is: it would read tags, entities and %{...} in names.
+
+    >>> plain("<b>R&D</b>")
+    '&lt;b&gt;R&amp;D&lt;/b&gt;'
+    """
+    return html.escape(str(text), quote=False).replace("%{", "%&#123;")
+
+
+def _layout(x: Axis, y: Axis) -> Plotly:
+    def axis(one: Axis) -> Plotly:
+        return {"title": {"text": plain(one.short or one.title)}, **({"type": "log"} if one.log else {})}
+
+    return {
+        "margin": {"l": 56, "r": 14, "t": 10, "b": 44},
+        "xaxis": axis(x),
+        "yaxis": axis(y),
+        "legend": {"orientation": "h", "y": -0.2, "x": 0},
+        "hovermode": "closest",
+    }
+
+
+def _across(layout: Plotly, level: Level, axis: Axis) -> None:
+    """A line across at one height, named at its right end."""
+    across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level.value, "y1": level.value}
+    layout["shapes"] = [*layout.get("shapes", []), {**across, "line": {"color": QUIET, "dash": "dash", "width": 1}}]
+    note = {"xref": "paper", "x": 1, "xanchor": "right", "yanchor": "bottom", "showarrow": False}
+    height = math.log10(level.value) if axis.log else level.value
+    note |= {"text": plain(level.name), "y": height, "font": {"size": 11}}
+    layout["annotations"] = [*layout.get("annotations", []), note]
+
+
+def _trace(series: Series, **more: Any) -> Plotly:
+    places = [plain(place) if isinstance(place, str) else place for place in series.x]
+    return {"name": plain(series.name), "x": places, "y": list(series.y), **more}
+
+
+def _lines(figure: Chart) -> list[Plotly]:
+    return [
+        _trace(
+            series,
+            type="scatter",
+            mode="lines+markers",
+            # After all colours, the same ones again with dots.
+            line={
+                "color": COLOURS[place % len(COLOURS)],
+                "width": 2,
+                "dash": "solid" if place < len(COLOURS) else "dot",
+            },
+            marker={"size": 6},
+            hovertemplate=f"{plain(series.name)}: %{{y:.4g}}<extra></extra>",
+        )
+        for place, series in enumerate(figure.series)
+    ]
+
+
+def _bars(figure: Chart) -> list[Plotly]:
+    return [
+        _trace(
+            series,
+            type="bar",
+            marker={"color": COLOURS[place % len(COLOURS)]},
+            hovertemplate=f"{plain(series.name)}: %{{y:.3g}}<extra></extra>",
+        )
+        for place, series in enumerate(figure.series)
+    ]
+
+
+def _points(figure: Chart) -> list[Plotly]:
+    """Names that would lie on others show on hover only."""
+    places = [(float(series.x[0]), series.y[0] or 0.0) for series in figure.series]
+    shown = _apart([(math.log10(across) if figure.x.log else across, height) for across, height in places])
+    x, y = (plain(axis.short or axis.title) for axis in (figure.x, figure.y))
+    return [
+        _trace(
+            series,
+            type="scatter",
+            mode="markers+text",
+            error_y={"type": "data", "array": list(series.error or ()), "thickness": 1, "width": 3},
+            text=[plain(series.name) if shown[place] else ""],
+            textposition="top center",
+            textfont={"size": 10},
+            marker={"size": 10, "color": COLOURS[place % len(COLOURS)]},
+            hovertemplate=f"<b>{plain(series.name)}</b><br>{x}: %{{x:.3g}}<br>{y}: %{{y:.4g}}<extra></extra>",
+        )
+        for place, series in enumerate(figure.series)
+    ]
+
+
+def _apart(places: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which places have room for a name, first come, first served."""
+    spans = [max(max(axis) - min(axis), 1e-9) for axis in zip(*places, strict=True)]
+    taken: list[tuple[float, float]] = []
+    shown = []
+    for across, height in places:
+        free = all(abs(across - a) / spans[0] > 0.08 or abs(height - h) / spans[1] > 0.05 for a, h in taken)
+        shown.append(free)
+        if free:
+            taken.append((across, height))
+    return shown
+
+
+def _heat(figure: Heat) -> Plotly:
+    x, y = plain(figure.x.title), plain(figure.y.title)
+    trace: Plotly = {
+        "type": "heatmap",
+        "z": [list(row) for row in figure.values],
+        "x": [plain(name) if isinstance(name, str) else name for name in figure.columns],
+        "y": [plain(name) for name in figure.rows],
+        "colorscale": "Viridis",
+        "colorbar": {"title": {"text": "%"}, "thickness": 12},
+        "hovertemplate": f"{x} %{{x}}, {y} %{{y}}: %{{z:.2f}} %<extra></extra>",
+    }
+    if figure.diverging:
+        most = max(abs(value) for row in figure.values for value in row if value is not None)
+        trace |= {"colorscale": "RdBu", "zmin": -most, "zmax": most}
+    layout = _layout(figure.x, figure.y)
+    layout["margin"]["r"] = 4
+    layout["xaxis"]["type"] = layout["yaxis"]["type"] = "category"
+    return {"data": [trace], "layout": layout}
