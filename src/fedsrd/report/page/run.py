@@ -104,7 +104,7 @@ def _quality(records: Sequence[RoundRecord]) -> Chart | None:
     if not measured:
         return None
     numbers = [record.round for record in measured]
-    series = [Series(name, numbers, [record.eval[name] for record in measured]) for name in measured[0]["eval"]]
+    series = [Series(name, numbers, [record.eval[name] for record in measured]) for name in measured[0].eval]
     return Chart("lines", series, ROUNDS, Axis("NLL, nats a token"))
 
 
