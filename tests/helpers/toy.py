@@ -31,7 +31,7 @@ def config_of(method, table=TABLE, seed=0, up=None, down=None, optimizer=None):
 
 
 def moved(start, trained, random, size=0.05):
-    """The tensors after a random step of those that train; components of a module that are zero in B and A stay zero."""
+    """The tensors after a random step of those that train; components that are zero in both B and A stay zero."""
     noise = {
         name: torch.from_numpy(random.standard_normal(tensor.shape) * size).float() for name, tensor in start.items()
     }
