@@ -10,6 +10,7 @@ from fedsrd import __version__
 from fedsrd.cli import compare, data, evaluate, inspect, plan, report, run
 from fedsrd.cli.common import app, fail
 from fedsrd.errors import FedSRDError
+from fedsrd.threads import wait_passively
 
 __all__ = ["app", "compare", "data", "evaluate", "inspect", "main", "plan", "report", "run"]
 
@@ -24,6 +25,7 @@ def main() -> None:
     """Runs the command line; the user's mistakes end in one message and a non-zero exit code."""
     # Tokenizers forks no threads of its own in our processes; its warning about it helps nobody.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    wait_passively()
     try:
         app()
     except FedSRDError as error:

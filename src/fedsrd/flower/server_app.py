@@ -3,6 +3,9 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedsrd.threads import wait_passively
+
+wait_passively()
 app = ServerApp()
 
 
