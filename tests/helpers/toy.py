@@ -33,7 +33,7 @@ def config_of(method, table=TABLE, seed=0, up=None, down=None, optimizer=None):
 def moved(start, trained, random, size=0.05):
     """The tensors after a random step of those that train; components that are zero in both B and A stay zero."""
     noise = {
-        name: torch.from_numpy(random.standard_normal(tensor.shape) * size).float() for name, tensor in start.items()
+        name: torch.as_tensor(random.standard_normal(tensor.shape) * size).float() for name, tensor in start.items()
     }
     for module, pair in lora.pairs_of(start).items():
         alive = (pair.B.abs().sum(0) + pair.A.abs().sum(1)) > 0
@@ -65,7 +65,7 @@ class ToyTrainer:
             for step in range(2):
                 noise = np.random.default_rng([self.key, round_number, step])
                 plan.gradient_hook(
-                    {name: torch.from_numpy(noise.standard_normal(after[name].shape)).float() for name in plan.trained}
+                    {name: torch.as_tensor(noise.standard_normal(after[name].shape)).float() for name in plan.trained}
                 )
         if round_number in self.spoil:
             next(iter(after.values())).view(-1)[0] = float("nan")

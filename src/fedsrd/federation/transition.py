@@ -41,6 +41,9 @@ class FederationConfig:
         uplink: how updates are written.
         downlink: how broadcasts are written.
         optimizer: the server's; None: the method's own, or none.
+
+    Raises:
+        RecipeError: the table has tensors that are no LoRA factors, and the method needs pairs of them.
     """
 
     method: Method
@@ -49,6 +52,10 @@ class FederationConfig:
     uplink: wire.WireOptions = field(default_factory=wire.WireOptions)
     downlink: wire.WireOptions = field(default_factory=wire.WireOptions)
     optimizer: ServerOptimizer | None = None
+
+    def __post_init__(self) -> None:
+        if any(spec.role == "plain" for spec in self.table.specs):
+            capabilities.check(self.method, capabilities.PLAIN_TENSORS)
 
     @cached_property
     def state_table(self) -> TensorTable:
