@@ -6,6 +6,7 @@ from typing import Any
 from fedsrd.core.factors import ShapeTable
 from fedsrd.federation.rounds import Round
 from fedsrd.federation.server import Counts
+from fedsrd.means import domain_means
 from fedsrd.recipe import Recipe
 
 Record = dict[str, Any]
@@ -84,15 +85,10 @@ def summarise(recipe: Recipe, table: ShapeTable, records: Sequence[Record]) -> R
     rounds = len(records) - 1
     values = 2 * table.elements * sum(len(record["bytes_up"]) for record in records)
     measured = [record["eval"] for record in records if record["eval"]]
-    in_domain = [entry.name for entry in recipe.evaluation.sets if entry.in_domain]
-    outside = [entry.name for entry in recipe.evaluation.sets if not entry.in_domain]
+    sets = {entry.name: entry.in_domain for entry in recipe.evaluation.sets}
 
     def averages(quality: Mapping[str, float]) -> Record:
-        return {
-            "by_set": dict(quality),
-            "in_domain": _mean([quality[name] for name in in_domain if name in quality]),
-            "out_of_domain": _mean([quality[name] for name in outside if name in quality]),
-        }
+        return {"by_set": dict(quality), **vars(domain_means(quality, sets))}
 
     benchmarks = [record["benchmarks"] for record in records if "benchmarks" in record]
     phases: dict[str, float] = {}
@@ -117,7 +113,3 @@ def summarise(recipe: Recipe, table: ShapeTable, records: Sequence[Record]) -> R
         **({"benchmarks": {"base": benchmarks[0], "final": benchmarks[-1]}} if len(benchmarks) > 1 else {}),
         "digest": records[-1]["digest"],
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from fedsrd.errors import RunFolderError
 from fedsrd.evaluation import embedded, scores
 from fedsrd.federation.runfolder import RunFolder
+from fedsrd.means import mean
 from fedsrd.report import terminal
 from fedsrd.report.figures.figure import MIB, Axis, Chart, Heat, Level, Series, by_number
 from fedsrd.report.figures.interactive import draw
@@ -142,8 +143,8 @@ def _bytes(rounds: Sequence[Record], summary: Record) -> Chart | None:
         return None
     numbers = [record["round"] for record in rounds]
     series = [
-        Series("up", numbers, [_mean(record["bytes_up"]) / MIB for record in rounds]),
-        Series("down", numbers, [_mean(record["bytes_down"]) / MIB for record in rounds]),
+        Series(name, numbers, [(mean(record[f"bytes_{name}"].values()) or 0) / MIB for record in rounds])
+        for name in ("up", "down")
     ]
     dense = 4 * summary["parameters"] / MIB
     levels = [Level(dense, "FedAvg each way, float32"), Level(dense * 0.5, "FedAvg, bfloat16")]
@@ -232,7 +233,3 @@ def _load_adapter(adapter: Path) -> str:
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'base = AutoModelForCausalLM.from_pretrained("BASE")\nmodel = PeftModel.from_pretrained(base, "{adapter}")'
     )
-
-
-def _mean(found: dict[str, int]) -> float:
-    return sum(found.values()) / len(found) if found else 0.0
