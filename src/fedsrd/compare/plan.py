@@ -194,8 +194,8 @@ def load(
         overrides: as `fedsrd run --set`.
 
     Raises:
-        RecipeError: a method is unknown (the known ones are named), a seed is given twice, or a variant's recipe is
-            not valid. Nothing was started.
+        RecipeError: a method is unknown (the known ones are named), a seed is given twice, a variant has no
+            evaluation set in domain, or its recipe is not valid. Nothing was started.
     """
     tree, where = read(path, overrides)
     given = dict(tree.pop("compare", {}))
@@ -220,7 +220,12 @@ def load(
     name = str(tree.get("name", "comparison"))
     comparison = Comparison(name, variants, tuple(section.seeds), searched, tree, section.grid)
     # Every recipe is made once, so that a mistake in any of them shows now.
-    list(comparison.each())
+    for one in comparison.each():
+        if not any(entry.in_domain for entry in one.recipe.evaluation.sets):
+            raise RecipeError(
+                f"{where}: variant {one.label} has no set in domain to compare by; expected one or more "
+                "[[evaluation.sets]] whose in_domain is true (the default)"
+            )
     return comparison
 
 

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from fedsrd import methods
 from fedsrd.compare.plan import Comparison, Point, Run, VariantSection, slug
 from fedsrd.evaluation import embedded
+from fedsrd.means import domain_means, mean
+from fedsrd.recipe import Recipe
 from fedsrd.runs.folder import RunFolder
 
 Record = dict[str, Any]
@@ -62,9 +64,8 @@ class Curve:
 def read_curve(run: Run, folder: Path) -> Curve:
     """A finished run's numbers from its rounds.jsonl."""
     records = RunFolder(folder).records()
-    sets = run.recipe.evaluation.sets
-    inside = [entry.name for entry in sets if entry.in_domain]
-    outside = [entry.name for entry in sets if not entry.in_domain]
+    sets = _sets(run.recipe)
+    inside = [name for name, in_domain in sets.items() if in_domain]
     owners = [entry.name for entry in run.recipe.clients if entry.name in inside] or inside
     curve = Curve(run.seed, [], [], [], [], {}, {}, [], [], {}, {}, {})
     up = down = 0
@@ -77,19 +78,19 @@ def read_curve(run: Run, folder: Path) -> Curve:
         if not quality:
             continue
         by_client = record.eval_by_client
-        own = [by_client.get(name, quality)[name] for name in owners]
+        means = domain_means(quality, sets)
         curve.rounds.append(record.round)
-        curve.in_domain.append(_mean([quality[name] for name in inside]))
-        curve.own.append(_mean(own))
-        curve.out_of_domain.append(_mean([quality[name] for name in outside]) if outside else None)
+        curve.in_domain.append(_known(means.in_domain))
+        curve.own.append(_mean(by_client.get(name, quality)[name] for name in owners))
+        curve.out_of_domain.append(means.out_of_domain)
         curve.bytes_up.append(up)
         curve.bytes_down.append(down)
         (curve.by_set if record.round else curve.base).update(quality)
     rounds = records[1:]
     for phase, parts in SECONDS.items():
-        curve.seconds[phase] = _mean([sum(record.seconds[part] for part in parts) for record in rounds])
+        curve.seconds[phase] = _mean(sum(record.seconds[part] for part in parts) for record in rounds)
     for key in rounds[0].density_up_by_layer if rounds else ():
-        curve.density[key] = _mean([record.density_up_by_layer.get(key, 0.0) for record in rounds])
+        curve.density[key] = _mean(record.density_up_by_layer.get(key, 0.0) for record in rounds)
     return curve
 
 
@@ -170,7 +171,7 @@ def _row(
         "runs": len(curves),
         "failed": failed,
         "clients": 1 if method.pooled else len(recipe.clients),
-        "base": _spread([_mean([curve.base[s] for s in _inside(recipe)]) for curve in curves]),
+        "base": _spread([domain_means(curve.base, _sets(recipe)).in_domain for curve in curves]),
         "by_set": {name: _spread([curve.by_set[name] for curve in curves]) for name in _names(curves)},
         "in_domain": _spread([curve.in_domain[-1] for curve in curves]),
         "own": _spread([curve.own[-1] for curve in curves]),
@@ -208,8 +209,9 @@ def _finite(score: float) -> float | None:
     return score if math.isfinite(score) else None
 
 
-def _inside(recipe: Any) -> list[str]:
-    return [entry.name for entry in recipe.evaluation.sets if entry.in_domain]
+def _sets(recipe: Recipe) -> dict[str, bool]:
+    """Evaluation sets by name: whether each is in domain."""
+    return {entry.name: entry.in_domain for entry in recipe.evaluation.sets}
 
 
 def _names(curves: Sequence[Curve]) -> list[str]:
@@ -247,5 +249,11 @@ def _spread(values: Sequence[float | None]) -> Record | None:
     return {"mean": _mean(found), "sd": statistics.stdev(found) if len(found) > 1 else None, "n": len(found)}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(values: Iterable[float]) -> float:
+    return _known(mean(values))
+
+
+def _known(value: float | None) -> float:
+    # `compare.plan.load` refuses a comparison without a set in domain, and every run has a round.
+    assert value is not None
+    return value
