@@ -39,6 +39,7 @@ from fedsrd.methods.method import Step
 from fedsrd.recipe import Recipe
 from fedsrd.runs.folder import RunFolder
 from fedsrd.runs.records import RoundRecord, Summary
+from fedsrd.runs.results import Results
 from fedsrd.training.models import adapter_tensors, factors_of_adapter
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def compare_methods(
     overrides: Sequence[str] = (),
     resume: bool = False,
     observer: Any = None,
-) -> dict[str, Any]:
+) -> Results:
     """Runs many methods on equal terms; gives what results.json holds. Arguments as those of `fedsrd compare`.
 
     Raises:
