@@ -5,19 +5,17 @@ from typing import Any
 import plain
 import torch
 from harness import Result, alternate
-from shapes import LLAMA_3B, dense, downlink, factors, part
+from shapes import LLAMA_3B, dense, downlink, part, state
 
-from fedsrd.core.factors import LoraPair, ShapeTable, add, digest, slots
-from fedsrd.methods import ClientStep, get
+from fedsrd.core import lora
+from fedsrd.core.tensors import GlobalState, Tensors, TensorTable, add, difference, digest
+from fedsrd.methods import ClientContext, get
 
 
-def _trained(table: ShapeTable) -> tuple[dict[str, LoraPair], dict[str, LoraPair]]:
-    before = factors(table)
+def _trained(table: TensorTable) -> tuple[GlobalState, Tensors]:
+    before = state(table)
     generator = torch.Generator().manual_seed(1)
-    after = {
-        name: LoraPair(*(t + torch.randn(t.shape, generator=generator) * 3e-4 for t in pair))
-        for name, pair in before.items()
-    }
+    after = {name: t + torch.randn(t.shape, generator=generator) * 3e-4 for name, t in before.tensors.items()}
     return before, after
 
 
@@ -26,20 +24,22 @@ def run(quick: bool) -> Result:
     table = part(LLAMA_3B, 7) if quick else LLAMA_3B
     before, after = _trained(table)
     method = get("fedsrd")(get("fedsrd").Options())
+    context = ClientContext(1, 0, "c")
+    local = method.local_plan(before, context)
 
     def plainly() -> list[Any]:
         made = []
-        for slot, tensor in slots(after):
-            delta = tensor - getattr(before[slot.module], slot.factor)
-            if slot.factor == "B":
-                norms = before[slot.module].A.norm(dim=1)
+        for name, delta in difference(after, before.tensors):
+            module, factor = lora.split(name)
+            if factor == "B":
+                norms = before.tensors[lora.tensor_name(module, "A")].norm(dim=1)
             else:
-                norms = after[slot.module].B.norm(dim=0).unsqueeze(1)
+                norms = after[lora.tensor_name(module, "B")].norm(dim=0).unsqueeze(1)
             made.append(plain.sparsify(delta, norms))
         return made
 
     found = alternate(
-        {"ours": lambda: method.client_update(before, after, ClientStep(1, "c", 0)), "plain": plainly},
+        {"ours": lambda: method.client_update(local, after, context), "plain": plainly},
         2 if quick else 3,
     )
     share = found["ours"] / found["plain"]
@@ -53,9 +53,14 @@ def run(quick: bool) -> Result:
 def run_apply(quick: bool) -> Result:
     """Applying a broadcast to a replica: FedSRD's sparse factor, FedAvg's dense delta; and the digest of all of it."""
     table = part(LLAMA_3B, 7) if quick else LLAMA_3B
-    state, whole, sparse = factors(table), dense(table), downlink(table, "B")
+    tensors, whole, sparse = state(table).tensors, dense(table), downlink(table, "B")
     found = alternate(
-        {"FedSRD": lambda: add(state, sparse), "FedAvg": lambda: add(state, whole), "digest": lambda: digest(state)}, 3
+        {
+            "FedSRD": lambda: add(tensors, sparse),
+            "FedAvg": lambda: add(tensors, whole),
+            "digest": lambda: digest(tensors),
+        },
+        3,
     )
     return Result(
         "Applying a broadcast, Llama-3.2-3B at rank 64" + (", one layer" if quick else ""),

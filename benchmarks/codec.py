@@ -6,8 +6,8 @@ import safetensors.torch
 from harness import Result, alternate
 from shapes import LLAMA_3B, dense, downlink, part, uplink
 
-from fedsrd.core.factors import Delta
-from fedsrd.wire import Coding, Kind, decode_delta, encode_delta
+from fedsrd.core.tensors import Delta
+from fedsrd.wire import Kind, WireOptions, decode_delta, encode_delta
 
 MIB = 1 << 20
 
@@ -25,11 +25,11 @@ def run(quick: bool) -> Result:
     cases += [("downlink, B", down, v) for v in ("float32", "int4")]
     cases += [("FedAvg", whole, "float32")]
     for what, delta, values in cases:
-        coding = Coding(values=values)
+        options = WireOptions(values=values)
         made: list[bytes] = [b""]
 
-        def encode(delta: Delta = delta, coding: Coding = coding, made: list[bytes] = made) -> None:
-            made[0] = encode_delta(delta, table, Kind.UPLINK, 1, 0, coding, 1)
+        def encode(delta: Delta = delta, options: WireOptions = options, made: list[bytes] = made) -> None:
+            made[0] = encode_delta(delta, table, Kind.UPLINK, 1, 0, options, 1)
 
         def decode(made: list[bytes] = made) -> Any:
             return decode_delta(made[0], table)
@@ -39,7 +39,7 @@ def run(quick: bool) -> Result:
     blob: list[bytes] = [b""]
 
     def save() -> None:
-        blob[0] = safetensors.torch.save({f"{s.module}.{s.factor}": t.dense() for s, t in up.items()})
+        blob[0] = safetensors.torch.save({name: sparse.dense() for name, sparse in up.items()})
 
     found = alternate({"encode": save, "decode": lambda: safetensors.torch.load(blob[0])}, 2)
     result.rows.append(["safetensors, dense", "float32", len(blob[0]) / MIB, found["encode"], found["decode"]])

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from harness import Result, machine, show
 
-from fedsrd.core.factors import ShapeTable
+from fedsrd.core.tensors import TensorTable
 from fedsrd.data.prompt import Encoded
 from fedsrd.federation.client import Client
 from fedsrd.federation.local import LocalEngine
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.server import Server
 from fedsrd.federation.setup import method_of
+from fedsrd.federation.transition import FederationConfig
 from fedsrd.planning import architecture, memory
 from fedsrd.recipe import ParticipationSection
 from fedsrd.training.loading import pick_device
@@ -36,7 +37,7 @@ from fedsrd.training.models import AdaptedModel, lora_config
 from fedsrd.training.options import TrainingOptions
 from fedsrd.training.quiet import quiet_libraries
 from fedsrd.training.sft import LocalTrainer
-from fedsrd.wire import Coding
+from fedsrd.wire import WireOptions
 
 FACTS = "planning/facts/llama-3.2-3b"
 PHASES = ("train", "sparsify", "encode", "decode", "server", "broadcast", "apply")
@@ -50,7 +51,7 @@ def main() -> None:
     given = _arguments()
     place = pick_device(given.device)
     adapted = _model(given, place)
-    table = ShapeTable.of(adapted.factors())
+    table = TensorTable.of(adapted.tensors())
     result = Result(
         f"Llama-3.2-3B's widths, {given.layers} of 28 layers, rank {given.rank}, {given.clients} clients in turn, "
         f"{given.length} tokens, on {_name(place)}: seconds a round (medians)",
@@ -114,11 +115,12 @@ def _model(given: Any, place: torch.device) -> AdaptedModel:
 
 
 def _run(
-    name: str, given: Any, adapted: AdaptedModel, table: ShapeTable
+    name: str, given: Any, adapted: AdaptedModel, table: TensorTable
 ) -> tuple[dict[str, list[float]], float, float]:
     """Seconds of each phase in every round but the first; a client's bytes up and down a round, the mean."""
     method = method_of({"name": name})
-    coding = Coding(values=given.values)
+    wire = WireOptions(values=given.values)
+    config = FederationConfig(method, table, 0, wire, wire)
     options = TrainingOptions(
         steps=given.steps,
         batch_size=given.batch,
@@ -127,9 +129,9 @@ def _run(
         packing=given.packing,
     )
     names = [f"client-{place}" for place in range(given.clients)]
-    server = Server(table, method, "uniform", 0, coding, dict.fromkeys(names))
+    server = Server(config, ranks=dict.fromkeys(names))
     clients = [
-        Client(name, table, method, LocalTrainer(adapted, _examples(given, place), options, name, 0), 0, coding, None)
+        Client(name, config, LocalTrainer(adapted, _examples(given, place), options, name, 0))
         for place, name in enumerate(names)
     ]
     session: Any = SimpleNamespace(on_step=lambda number, client: lambda step, loss: None)
@@ -137,7 +139,7 @@ def _run(
     start = server.start()
     for client in clients:
         client.start(start)
-        server.delivered(client.name)
+    rounds.at_newest(names)
     done = [rounds.one_round() for _ in range(given.rounds)]
     print(f"{name}: {[round(sum(one.seconds.values()), 1) for one in done]} s a round", flush=True)
     later = done[1:] or done

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsrd.core.factors import Delta, LoraPair, Slot
+from fedsrd.core.lora import LoraPair, tensor_name
+from fedsrd.core.tensors import Delta
 
 
 def server_step(
@@ -14,7 +15,7 @@ def server_step(
     """W = sum p_i (B + dB_i)(A + dA_i) as an (out, in) matrix; its truncated SVD; times a pseudo-inverse."""
     W = torch.zeros(pair.B.shape[0], pair.A.shape[1], dtype=pair.B.dtype)
     for delta, weight in zip(deltas, weights, strict=True):
-        dB, dA = (delta[Slot(module, "B")].dense(), delta[Slot(module, "A")].dense())
+        dB, dA = delta[tensor_name(module, "B")].dense(), delta[tensor_name(module, "A")].dense()
         W += weight * (pair.B + dB) @ (pair.A + dA)
     if rank is not None:
         u, s, vh = torch.linalg.svd(W, full_matrices=False)

@@ -10,6 +10,7 @@ import torch
 from harness import Result
 
 from fedsrd import recipe as recipes
+from fedsrd.core.local_plan import LocalPlan
 from fedsrd.data import catalog
 from fedsrd.data.prompt import Encoded, encode
 from fedsrd.federation import local, setup
@@ -90,13 +91,14 @@ def run_training(quick: bool) -> Result:
     raw = catalog.load("medical", "train")[:200]
     examples = [encode(example, training.prompt, adapted.tokenizer, training.max_length) for example in raw]
     options = training.model_copy(update={"steps": steps, "accumulation": 1, "weight_decay": 0.0, "max_grad_norm": 1.0})
-    start = adapted.factors()
+    start = adapted.tensors()
+    everything = LocalPlan(start, tuple(start))
     seconds: dict[str, list[float]] = {"ours": [], "bare": []}
     for repeat in range(2 if quick else 4):
         began = time.perf_counter()
-        LocalTrainer(adapted, examples, options, "c", 0).train(start, 1, ("B", "A"), lambda step, loss: None)
+        LocalTrainer(adapted, examples, options, "c", 0).train(everything, 1, lambda step, loss: None)
         middle = time.perf_counter()
-        adapted.set_factors(start)
+        adapted.set_tensors(start)
         _bare_loop(adapted, examples, steps, training.batch_size, training.learning_rate)
         if repeat:
             seconds["ours"].append(middle - began)

@@ -2,17 +2,19 @@
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import plain
 import torch
 from harness import Result, alternate, once
-from shapes import LLAMA_3B, TABLES, dense, factors, part, uplink
+from shapes import LLAMA_3B, TABLES, contributions, dense, part, state, uplink
 
-from fedsrd.core import decompose
-from fedsrd.core.factors import Delta, LoraPair, ShapeTable
+from fedsrd.core import decompose, lora
+from fedsrd.core.lora import LoraPair
 from fedsrd.core.reconstruct import Mean
-from fedsrd.methods import ServerStep, get
+from fedsrd.core.tensors import Delta, TensorTable
+from fedsrd.methods import ServerContext, get
 
 CLIENTS = 4
 WEIGHTS = [1 / CLIENTS] * CLIENTS
@@ -37,15 +39,16 @@ def run(quick: bool) -> Result:
     return result
 
 
-def _compare(name: str, table: ShapeTable, repeats: int, result: Result) -> None:
-    state = factors(table)
+def _compare(name: str, table: TensorTable, repeats: int, result: Result) -> None:
+    start = state(table)
     whole = [dense(table, seed) for seed in range(CLIENTS)]
     sent = [uplink(table, seed=seed) for seed in range(CLIENTS)]
     held: list[Any] = []
 
     def step(method: str, round_number: int, updates: list[Delta]) -> Callable[[], Any]:
         made = get(method)(get(method).Options())
-        return lambda: made.server_update(state, updates, WEIGHTS, ServerStep(round_number, 0))
+        before, context = replace(start, version=round_number - 1), ServerContext(round_number, 0, CLIENTS)
+        return lambda: made.server_update(before, contributions(updates), context)
 
     average = step("fedavg", 1, whole)
 
@@ -72,13 +75,13 @@ def run_plain(quick: bool) -> Result:
         notes=["Both with the rank-64 projection, an odd round. Distance: Frobenius norm, of the step's own."],
     )
     table = part(LLAMA_3B, 7)
-    state, sent = factors(table), [uplink(table, seed=seed) for seed in range(CLIENTS)]
+    pairs, sent = lora.pairs_of(state(table).tensors), [uplink(table, seed=seed) for seed in range(CLIENTS)]
     names = ("k_proj",) if quick else ("k_proj", "q_proj", "gate_proj", "down_proj")
     total_plain = total_ours = 0.0
     times = {"k_proj": 2, "q_proj": 2, "gate_proj": 2, "down_proj": 1}
     for name in names:
         module = f"layers.0.{name}"
-        pair = state[module]
+        pair = pairs[module]
 
         def ours(module: str = module, pair: LoraPair = pair) -> torch.Tensor:
             return decompose.alternate(Mean(module, pair, sent, WEIGHTS), "B", 64)
@@ -101,6 +104,6 @@ def run_plain(quick: bool) -> Result:
 
 def _wide(deltas: list[Delta]) -> list[Delta]:
     return [
-        {slot: type(sparse)(sparse.shape, sparse.positions, sparse.values.double()) for slot, sparse in delta.items()}
+        {name: type(sparse)(sparse.shape, sparse.positions, sparse.values.double()) for name, sparse in delta.items()}
         for delta in deltas
     ]

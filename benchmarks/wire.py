@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from shapes import LLAMA_3B, dense, downlink, uplink
 
-from fedsrd.core.factors import Delta
-from fedsrd.federation.resume import shape_table
+from fedsrd.core.tensors import Delta
+from fedsrd.federation.resume import tensor_table
 from fedsrd.runs.folder import RunFolder
-from fedsrd.wire import Coding, Kind, decode_delta, encode_delta
+from fedsrd.wire import Kind, WireOptions, decode_delta, encode_delta
 from fedsrd.wire.inspect import inspect_payload
 from fedsrd.wire.positions import bernoulli_bits
 
@@ -32,9 +32,9 @@ TYPES = ("float32", "bfloat16", "float16", "int8", "int4", "ternary")
 REPEATS = 5
 
 
-def mib(delta: Delta, **coding: Any) -> float:
+def mib(delta: Delta, **options: Any) -> float:
     """Length of the payload in MiB."""
-    return len(encode_delta(delta, LLAMA_3B, Kind.UPLINK, 1, 0, Coding(**coding), 1)) / MIB
+    return len(encode_delta(delta, LLAMA_3B, Kind.UPLINK, 1, 0, WireOptions(**options), 1)) / MIB
 
 
 def sizes() -> dict[str, Any]:
@@ -61,17 +61,17 @@ def speed() -> dict[str, Any]:
     count = sum(sparse.count for sparse in delta.values())
     found: dict[str, Any] = {"values that travel": count, "their positions and values, MiB": round(12 * count / MIB, 1)}
     for values in TYPES:
-        coding = Coding(values=values)
+        options = WireOptions(values=values)
         encode, decode = [], []
         for _ in range(REPEATS):
             began = time.perf_counter()
-            payload = encode_delta(delta, LLAMA_3B, Kind.UPLINK, 1, 0, coding, 1)
+            payload = encode_delta(delta, LLAMA_3B, Kind.UPLINK, 1, 0, options, 1)
             middle = time.perf_counter()
             decode_delta(payload, LLAMA_3B)
             encode.append(middle - began)
             decode.append(time.perf_counter() - middle)
         tracemalloc.start()
-        payload = encode_delta(delta, LLAMA_3B, Kind.UPLINK, 1, 0, coding, 1)
+        payload = encode_delta(delta, LLAMA_3B, Kind.UPLINK, 1, 0, options, 1)
         peak_encode = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
@@ -101,16 +101,19 @@ def position_bytes(info: dict[str, Any]) -> int:
 
 def real(run: Path) -> dict[str, Any]:
     """Uplinks of a run, decoded and coded anew: positions against plain Bernoulli entropy, bytes by number type."""
-    table = shape_table(RunFolder(run))
+    table = tensor_table(RunFolder(run))
+    if table is None:
+        raise SystemExit(f"{run}: no round of this run is complete yet")
     rows = []
     for file in sorted((run / "payloads").glob("*/*.up")):
         header, delta = decode_delta(file.read_bytes(), table)
         made = {
-            values: encode_delta(delta, table, Kind.UPLINK, header.round, header.version, Coding(values=values), 1)
+            values: encode_delta(delta, table, Kind.UPLINK, header.round, header.version, WireOptions(values=values), 1)
             for values in TYPES
         }
         info = inspect_payload(made["float32"], table)
         positions = position_bytes(info)
+        paper = WireOptions(positions="bitmap")
         elements, count = sum(s.elements for s in delta.values()), sum(s.count for s in delta.values())
         rows.append(
             {
@@ -120,7 +123,7 @@ def real(run: Path) -> dict[str, Any]:
                 "positions, of their classes' entropy": round(position_ratio(info), 4),
                 "bytes": {values: len(payload) for values, payload in made.items()},
                 "bytes, bitmap and float32": len(
-                    encode_delta(delta, table, Kind.UPLINK, header.round, header.version, Coding(positions="bitmap"))
+                    encode_delta(delta, table, Kind.UPLINK, header.round, header.version, paper)
                 ),
             }
         )

@@ -64,8 +64,8 @@ def test_a_run_prints_what_was_sent_and_how_good_it_is(recipe_file, tmp_path):
     assert found["round"] == 2
     moved = tmp_path / "alone.up"
     moved.write_bytes(payload.read_bytes())
-    assert "slots" not in json.loads(fedsrd("inspect", moved, "--json").stdout)
-    assert "slots" in json.loads(fedsrd("inspect", moved, "--run", tmp_path / "run", "--json").stdout)
+    assert "tensors" not in json.loads(fedsrd("inspect", moved, "--json").stdout)
+    assert "tensors" in json.loads(fedsrd("inspect", moved, "--run", tmp_path / "run", "--json").stdout)
     moved.write_bytes(payload.read_bytes()[:-1])
     damaged = fedsrd("inspect", moved)
     assert damaged.returncode == 1

@@ -5,6 +5,7 @@ import torch
 from watching import Watch
 
 from fedsrd import recipe as recipes
+from fedsrd.core import lora
 from fedsrd.data.prompt import format_prompt
 from fedsrd.federation import local, setup
 from fedsrd.runs.folder import RunFolder
@@ -27,7 +28,7 @@ def test_four_specialists_train_one_real_model(tmp_path):
     out = RunFolder(tmp_path / "run")
     prepared = setup.prepare(recipes.load(None, SHORT), out, resume=False, observer=Watch())
     assert prepared.table.elements == 4_884_480
-    assert len(prepared.table.modules) == 210
+    assert len(lora.modules_of(prepared.table)) == 210
     summary = local.run(prepared, Watch())
     assert summary.base.in_domain > 1
     assert set(summary.final.by_set) == {"code", "medical", "finance", "math", "general", "law"}

@@ -116,10 +116,10 @@ def test_a_comparison_ends_with_tables_figures_and_one_answer(recipe, tmp_path):
 def test_a_failed_run_is_told_and_does_not_stop_the_others(recipe, tmp_path, monkeypatch):
     from fedsrd.methods import fedprox
 
-    def broken(self):
+    def broken(self, state, context):
         raise ZeroDivisionError("a bug in a method")
 
-    monkeypatch.setattr(fedprox.FedProx, "proximal", property(broken))
+    monkeypatch.setattr(fedprox.FedProx, "local_plan", broken)
     comparison, out = plan.load(recipe(methods=["fedprox", "fedavg"], seeds=[0])), tmp_path / "out"
     watcher, results = make(comparison, out)
     assert [label for label, _ in watcher.failed] == ["fedprox"]
@@ -153,9 +153,10 @@ def test_a_method_that_cannot_run_the_recipe_stops_before_the_first_run(recipe, 
             seeds=[0],
         )
     )
-    with pytest.raises(
-        RecipeError, match="client left: rank = 2, but fedavg needs every client at lora.rank = 4.*flexlora, flora"
-    ):
+    refused = (
+        "client left: rank = 2, of lora.rank = 4: fedavg needs every client at the adapter's rank.*flexlora, flora"
+    )
+    with pytest.raises(RecipeError, match=refused):
         comparing.run(comparison, tmp_path / "out", Quiet(), resume=False)
     assert not (tmp_path / "out").exists()
     able = plan.load(tmp_path / "recipe.toml", chosen=["flora"])

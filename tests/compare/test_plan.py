@@ -9,6 +9,7 @@ import tomli_w
 from fedsrd.compare import plan
 from fedsrd.compare.plan import slug
 from fedsrd.errors import RecipeError
+from fedsrd.methods import ServerOptimizerOptions as Optimizer
 
 
 @pytest.fixture
@@ -43,7 +44,12 @@ def test_a_grid_is_searched_with_its_seeds_and_the_rest_follows(write, tmp_path)
         seeds=[0, 1, 2],
         grid={"training.learning_rate": [1e-3, 1e-2]},
         variants=[
-            {"label": "faster", "method": {"name": "fedavg"}, "grid": {"method.server_lr": [1.0, 2.0]}},
+            {
+                "label": "faster",
+                "method": {"name": "fedavg"},
+                "server_optimizer": {"name": "sgd", "momentum": 0.5},
+                "grid": {"server_optimizer.learning_rate": [1.0, 2.0]},
+            },
             {"method": {"name": "fedprox"}, "set": {"wire.uplink.values": "int8"}, "grid": {}},
         ],
     )
@@ -53,9 +59,10 @@ def test_a_grid_is_searched_with_its_seeds_and_the_rest_follows(write, tmp_path)
     assert [len(comparison.points(variant)) for variant in comparison.variants] == [2, 4, 2]
     assert [run.seed for run in comparison.searches(plain)] == [0, 0]
     point = comparison.points(faster)[3]
-    assert slug(point) == "training.learning_rate=0.01,method.server_lr=2.0"
+    assert slug(point) == "training.learning_rate=0.01,server_optimizer.learning_rate=2.0"
     run = comparison.finals(faster, point)[1]
-    assert (run.recipe.training.learning_rate, run.recipe.method["server_lr"], run.seed) == (0.01, 2.0, 1)
+    assert (run.recipe.training.learning_rate, run.seed) == (0.01, 1)
+    assert run.recipe.server_optimizer == Optimizer(name="sgd", learning_rate=2.0, momentum=0.5)
     assert run.folder(tmp_path).relative_to(tmp_path).parts == ("runs", "faster", slug(point), "seed-1")
     assert comparison.run(prox, comparison.points(prox)[0], 0).recipe.wire.uplink.values == "int8"
     # 2 + 4 + 2 points with one seed, and two more seeds of each variant at its best point.
@@ -63,6 +70,30 @@ def test_a_grid_is_searched_with_its_seeds_and_the_rest_follows(write, tmp_path)
     again = tmp_path / "again.toml"
     again.write_text(comparison.to_toml())
     assert plan.load(again).to_toml() == comparison.to_toml()
+
+
+def test_a_grid_reaches_the_server_optimizer_of_the_recipe_and_of_a_set_key_alike(write):
+    """A variant's own table takes the place of the recipe's; the tables given stay as they were."""
+    grid = {"server_optimizer.learning_rate": [0.1, 0.2]}
+    file = write(
+        methods=["fedavg"],
+        grid=grid,
+        variants=[
+            {"label": "set", "method": {"name": "fedavg"}, "set": {"server_optimizer": {"name": "yogi"}}},
+            {"label": "own", "method": {"name": "fedavg"}, "server_optimizer": {"name": "adagrad"}},
+        ],
+    )
+    overrides = ["server_optimizer={name='sgd', learning_rate=1.0, momentum=0.9}"]
+    comparison = plan.load(file, overrides=overrides)
+    before = comparison.to_toml()
+    rules = ({"name": "sgd", "momentum": 0.9}, {"name": "yogi"}, {"name": "adagrad"})
+    for variant, rule in zip(comparison.variants, rules, strict=True):
+        found = [comparison.run(variant, point, 0).recipe.server_optimizer for point in comparison.points(variant)]
+        assert found == [Optimizer(learning_rate=rate, **rule) for rate in (0.1, 0.2)]
+    assert comparison.to_toml() == before
+    assert [variant.set for variant in comparison.variants][1] == {"server_optimizer": {"name": "yogi"}}
+    with pytest.raises(RecipeError, match=r"variant fedavg is not a valid recipe:\n  server_optimizer.name: missing"):
+        plan.load(write(methods=["fedavg"], grid=grid))
 
 
 def test_all_is_every_method(write):

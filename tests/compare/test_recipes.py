@@ -8,6 +8,7 @@ from fedsrd import methods
 from fedsrd import recipe as recipes
 from fedsrd.compare import plan
 from fedsrd.errors import RecipeError
+from fedsrd.methods import ServerOptimizerOptions as Optimizer
 
 HERE = Path(__file__).parents[2] / "recipes"
 EXPERIMENTS = {"server-lr", "ablation", "uplink-alpha", "download-sparsity", "fedavg-sparsifiers", "time"}
@@ -18,7 +19,7 @@ def comparisons(folder):
 
 
 def test_the_papers_experiments_exist_for_the_paper_and_for_two_cores():
-    assert comparisons("embedded") == EXPERIMENTS | {"main"}
+    assert comparisons("embedded") == EXPERIMENTS | {"main", "server-optimizers"}
     assert comparisons("paper") == EXPERIMENTS | {"main-llama", "main-qwen", "base-llama", "base-qwen"}
 
 
@@ -55,17 +56,60 @@ def test_the_main_tables_have_every_method(file):
     assert points["fedavg"] == points["fedsrd"] == points["fedsrd-e"]
 
 
+def test_the_server_optimizers_are_those_of_their_papers():
+    comparison = plan.load(HERE / "embedded" / "server-optimizers.toml")
+    found = {}
+    for variant in comparison.variants:
+        recipes_of = [comparison.run(variant, point, 0).recipe for point in comparison.points(variant)]
+        assert {recipe.method["name"] for recipe in recipes_of} == {"fedavg"}
+        assert {recipe.training.learning_rate for recipe in recipes_of} == {1e-3, 2e-3}
+        found[variant.label] = [recipe.server_optimizer for recipe in recipes_of]
+    assert set(found) == {"fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "diloco"}
+    assert set(found.pop("fedavg")) == {None}
+    # DiLoCo's outer optimizer (arXiv 2311.08105).
+    (diloco,) = set(found.pop("diloco"))
+    assert diloco == Optimizer(name="sgd", learning_rate=0.7, momentum=0.9, nesterov=True)
+    expected = {
+        "fedavgm": {"name": "sgd", "momentum": 0.9},
+        "fedadam": {"name": "adam", "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-3},
+        "fedyogi": {"name": "yogi", "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-3},
+        "fedadagrad": {"name": "adagrad", "beta1": 0.0, "epsilon": 1e-3},
+    }
+    for label, options in expected.items():
+        rates = {one.learning_rate for one in found[label]}
+        assert len(rates) == 2
+        assert set(found[label]) == {Optimizer(learning_rate=rate, **options) for rate in rates}
+
+
+def test_fedavg_with_a_longer_step_has_the_rates_of_its_labels():
+    for folder in ("embedded", "paper"):
+        comparison = plan.load(HERE / folder / "server-lr.toml")
+        for variant in comparison.variants:
+            _, server, _, client = variant.label.split("-", 3)
+            recipe = comparison.run(variant, (), 0).recipe
+            assert recipe.server_optimizer == Optimizer(name="sgd", learning_rate=float(server))
+            assert recipe.training.learning_rate == float(client)
+        comparison = plan.load(HERE / folder / "fedavg-sparsifiers.toml")
+        (longer,) = (variant for variant in comparison.variants if variant.label == "fedavg-server-lr")
+        found = [comparison.run(longer, point, 0).recipe.server_optimizer for point in comparison.points(longer)]
+        assert set(found) == {Optimizer(name="sgd", learning_rate=rate) for rate in (1.5, 2.0)}
+
+
 def test_a_recipe_extends_another(tmp_path):
     (tmp_path / "low.toml").write_text(
         'rounds = 3\nclients = [{name = "a", data = {source = "a.jsonl"}}]\n[model]\nid = "m"\nrevision = "r"\n'
         '[method]\nname = "fedsrd"\nalpha = 0.5\n'
+        '[server_optimizer]\nname = "sgd"\nlearning_rate = 0.5\nmomentum = 0.9\n'
     )
     (tmp_path / "high.toml").write_text(
         'extends = "low.toml"\nseed = 7\n[model]\nid = "n"\n[method]\nname = "fedavg"\n'
+        '[server_optimizer]\nname = "adam"\nlearning_rate = 0.01\n'
     )
     found = recipes.load(tmp_path / "high.toml", ["rounds=4"])
     assert (found.rounds, found.seed, found.model.id, found.model.revision) == (4, 7, "n", "r")
+    # One method's options mean nothing to another, one optimizer's neither.
     assert found.method["name"] == "fedavg"
+    assert found.server_optimizer == Optimizer(name="adam", learning_rate=0.01)
     (tmp_path / "loop.toml").write_text('extends = "loop.toml"\n')
     with pytest.raises(RecipeError, match="no recipe that extends itself"):
         recipes.load(tmp_path / "loop.toml")

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from toy import TABLE, Federation, build
 
 from fedsrd import methods
-from fedsrd.core.factors import LoraPair
+from fedsrd.core import lora
+from fedsrd.core.lora import LoraPair
+from fedsrd.core.tensors import GlobalState
 from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation import snapshot
+from fedsrd.federation.client import NOTHING
 from fedsrd.federation.ledger import Ledger
 from fedsrd.federation.messages import Broadcast, Failure, Sync
 from fedsrd.federation.sampling import choose, share
@@ -25,7 +28,7 @@ def settle(federation):
     """Brings everybody to the newest version; all must then hold one state."""
     for client in federation.clients:
         client.sync(federation.server.sync(client.name))
-        federation.server.delivered(client.name)
+        federation.delivered(client.name)
     assert {client.digest for client in federation.clients} == {federation.server.digest}
 
 
@@ -50,10 +53,10 @@ def test_who_missed_rounds_gets_exactly_those_in_the_next_task():
     assert sync.snapshot is None
     assert [b.payload for b in sync.broadcasts] == [c.broadcast.payload for c in closed]
     assert sync.size == sum(len(c.broadcast.payload) for c in closed)
-    assert federation.sent["c0"].sync == Sync()
+    assert federation.sent["c0"].sync == Sync(counted=2)
     # And a round later nothing of it again.
     federation.round([2])
-    assert federation.sent["c2"].sync == Sync()
+    assert federation.sent["c2"].sync == Sync(counted=3)
 
 
 def test_a_client_that_is_far_behind_gets_the_whole_state_and_the_ledger_stays_bounded():
@@ -82,7 +85,8 @@ def test_a_new_client_joins_at_any_round(name):
     federation = Federation(build(name), keys=(1, 2))
     late = Federation(build(name), keys=(5,)).clients[0]
     federation.rounds(3)
-    late.version, late.factors, late.base, late.name = -1, {}, {}, "late"
+    late.restore(NOTHING)
+    late.name = "late"
     federation.clients.append(late)
     federation.round()
     assert not federation.failures()
@@ -94,8 +98,10 @@ def test_a_replica_that_differs_is_noticed_left_out_and_made_whole(name):
     federation = Federation(build(name), keys=(1, 2))
     federation.rounds(2)
     broken = federation.clients[1]
-    first = next(iter(broken.factors))
-    broken.factors[first] = LoraPair(broken.factors[first].B + 1, broken.factors[first].A)
+    first, tensor = next(iter(broken.state.tensors.items()))
+    broken.restore(
+        GlobalState({**broken.state.tensors, first: tensor + 1}, broken.state.base_delta, broken.state.version)
+    )
     closed = federation.round()
     assert [failure.client for failure in closed.rejected] == ["c1"]
     assert federation.failures()[0].lost
@@ -108,7 +114,7 @@ def test_a_replica_that_differs_is_noticed_left_out_and_made_whole(name):
 def test_a_client_that_lost_its_disk_is_made_whole():
     federation = Federation(build("fedsrd"), keys=(1, 2))
     federation.rounds(3)
-    federation.clients[1].version, federation.clients[1].factors = -1, {}
+    federation.clients[1].restore(NOTHING)
     assert [failure.client for failure in federation.round().rejected] == ["c1"]
     assert not federation.round().rejected
     settle(federation)
@@ -133,7 +139,7 @@ def test_a_gap_in_the_broadcasts_is_refused_and_the_replica_stays():
     federation.round([0])
     sync, client = federation.server.sync("c1"), federation.clients[1]
     before = client.digest
-    with pytest.raises(PayloadError, match="expected a downlink"):
+    with pytest.raises(PayloadError, match="a broadcast of round 2: expected one for version 0"):
         client.sync(dataclasses.replace(sync, broadcasts=sync.broadcasts[1:]))
     assert client.digest == before
 
@@ -155,27 +161,32 @@ def test_an_update_of_an_older_version_is_left_out_by_its_version():
 def test_a_snapshot_is_the_state_bit_for_bit(name):
     federation = Federation(build(name)).rounds(3)
     server = federation.server
-    taken = snapshot.take(server.factors, server.base, server.version)
-    factors, base = snapshot.read(taken, TABLE)
-    assert taken.digest == server.digest
-    for module, pair in server.factors.items():
-        assert all(torch.equal(one, other) for one, other in zip(pair, factors[module], strict=True))
-    assert {name: t.numpy().tobytes() for name, t in base.items()} == {
-        name: t.numpy().tobytes() for name, t in server.base.items()
+    taken = snapshot.take(server.state, TABLE)
+    read = snapshot.read(taken, TABLE)
+    assert taken.digest == server.digest == read.digest
+    assert read.version == server.version
+    assert list(read.tensors) == list(server.state.tensors)
+    for name, tensor in server.state.tensors.items():
+        assert torch.equal(tensor, read.tensors[name])
+    assert {name: t.numpy().tobytes() for name, t in read.base_delta.items()} == {
+        name: t.numpy().tobytes() for name, t in server.state.base_delta.items()
     }
 
 
 def test_a_snapshot_that_is_not_whole_is_refused():
     server = Federation(build("fedsrd")).rounds(2).server
-    taken = snapshot.take(server.factors, server.base, server.version)
+    taken = snapshot.take(server.state, TABLE)
     with pytest.raises(PayloadError, match="checksum"):
         snapshot.read(dataclasses.replace(taken, payload=taken.payload[:-1] + b"x"), TABLE)
     with pytest.raises(PayloadError, match="expected a snapshot of version 9"):
         snapshot.read(dataclasses.replace(taken, version=9), TABLE)
-    less = dict(server.factors)
-    del less["l1.q"]
-    with pytest.raises(PayloadError, match="shape table"):
-        snapshot.read(snapshot.take(less, {}, 2), TABLE)
+    modules = lora.modules_of(TABLE)[:-1]
+    less = lora.table_of(modules)
+    state = GlobalState({name: server.state.tensors[name] for name in less.shapes}, {}, 2)
+    with pytest.raises(PayloadError, match="tensor table"):
+        snapshot.read(snapshot.take(state, less), TABLE)
+    with pytest.raises(PayloadError, match="a snapshot without all of l1.q.lora_B.weight"):
+        snapshot.read(snapshot.take(state, TABLE), TABLE)
     closed = Federation(build("fedsrd")).round()
     with pytest.raises(PayloadError, match="expected a snapshot"):
         snapshot.read(dataclasses.replace(taken, payload=closed.broadcast.payload), TABLE)
@@ -193,12 +204,9 @@ def test_an_update_far_above_the_median_is_left_out():
     loud = federation.trainers["c2"]
     train = loud.train
 
-    def shout(start, number, trained, on_step, **more):
-        found = train(start, number, trained, on_step, **more)
-        found.factors = {
-            name: LoraPair(*(s + 1000 * (t - s) for s, t in zip(start[name], pair, strict=True)))
-            for name, pair in found.factors.items()
-        }
+    def shout(plan, number, on_step):
+        found = train(plan, number, on_step)
+        found.tensors = {name: plan.start[name] + 1000 * (t - plan.start[name]) for name, t in found.tensors.items()}
         return found
 
     loud.train = shout
@@ -255,7 +263,8 @@ def test_the_ledger_gives_a_whole_chain_or_nothing(moves, limit):
     for client, length in moves:
         newest += 1
         chain[newest] = Broadcast(newest, newest, bytes(length), str(newest), 1)
-        ledger.append(chain[newest])
+        ledger.append(chain[newest], [str(client)])
+        assert ledger.counted[str(client)] == newest
         ledger.known[str(client)] = newest
         ledger.prune(limit)
         assert ledger.size <= limit or not len(ledger)
@@ -276,9 +285,10 @@ def test_an_update_whose_scores_overflow_is_a_failure_with_its_reason():
     wild = federation.trainers["c1"]
     train = wild.train
 
-    def diverge(start, number, trained, on_step, **more):
-        found = train(start, number, trained, on_step, **more)
-        found.factors = {name: LoraPair(pair.B + 3e38, pair.A * 1e30) for name, pair in found.factors.items()}
+    def diverge(plan, number, on_step):
+        found = train(plan, number, on_step)
+        pairs = lora.pairs_of(found.tensors)
+        found.tensors = lora.tensors_of({m: LoraPair(pair.B + 3e38, pair.A * 1e30) for m, pair in pairs.items()})
         return found
 
     wild.train = diverge

@@ -15,7 +15,8 @@ import tomli_w
 import torch
 
 from fedsrd import recipe as recipes
-from fedsrd.core.factors import digest
+from fedsrd.core.lora import tensor_name
+from fedsrd.core.tensors import digest
 from fedsrd.errors import DataError, FederationError, FedSRDError, ModelError, RunFolderError
 from fedsrd.federation import local, session, setup
 from fedsrd.federation.resume import restore
@@ -90,10 +91,10 @@ def test_the_adapter_is_the_last_state_and_peft_loads_merges_and_generates(tiny_
     model.eval()
     ids = torch.tensor([[5, 6, 7, 8]])
     checkpoint, _ = restore(RunFolder(out))
-    factors = checkpoint.factors
-    assert (checkpoint.version, digest(factors)) == (3, summary.digest)
+    tensors = checkpoint.state.tensors
+    assert (checkpoint.state.version, digest(tensors)) == (3, summary.digest)
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
-    assert torch.equal(layer.lora_B["default"].weight, factors["model.layers.0.self_attn.q_proj"].B)
+    assert torch.equal(layer.lora_B["default"].weight, tensors[tensor_name("model.layers.0.self_attn.q_proj", "B")])
     assert layer.scaling["default"] == 2.0
     with torch.inference_mode():
         before = model(input_ids=ids).logits
@@ -236,7 +237,7 @@ def test_a_full_disk_keeps_the_last_complete_round(tiny_recipe, tmp_path, monkey
         with pytest.raises(FederationError, match="no space left on the disk.*--resume --out"):
             run(tiny_recipe, tmp_path / "run")
     checkpoint, _ = restore(RunFolder(tmp_path / "run"))
-    assert checkpoint.version == 1
+    assert checkpoint.state.version == 1
     run(tiny_recipe, tmp_path / "run", resume=True)
     run(tiny_recipe, tmp_path / "calm")
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "calm")
@@ -290,10 +291,10 @@ def test_when_every_client_diverges_the_run_ends_with_the_state_kept(tiny_recipe
 
     train = sft.LocalTrainer.train
 
-    def diverge(self, start, round_number, trained, on_step, **more):
-        result = train(self, start, round_number, trained, on_step, **more)
+    def diverge(self, plan, round_number, on_step):
+        result = train(self, plan, round_number, on_step)
         if round_number == 2 or (round_number == 1 and self.client == "left"):
-            next(iter(result.factors.values())).B.fill_(float("nan"))
+            next(iter(result.tensors.values())).fill_(float("nan"))
         return result
 
     monkeypatch.setattr(sft.LocalTrainer, "train", diverge)
@@ -305,7 +306,7 @@ def test_when_every_client_diverges_the_run_ends_with_the_state_kept(tiny_recipe
     assert list(observer.records[1].rejected) == ["left"]
     assert list(observer.records[1].bytes_up) == ["right"]
     checkpoint, _ = restore(RunFolder(tmp_path / "run"))
-    assert checkpoint.version == 1
+    assert checkpoint.state.version == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from grid import ToyGrid
 from pydantic import ValidationError
 
 from fedsrd.errors import FederationError, RecipeError
+from fedsrd.federation.remote.replica import Replica
 from fedsrd.flower import FedSRD, fedsrd_mod
-from fedsrd.flower.replica import Replica
+from fedsrd.flower.records import HEADER
 from fedsrd.training.models import adapter_tensors
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "flower"
@@ -46,7 +48,7 @@ def test_the_example_runs_and_needs_fewer_than_ten_lines_of_us(example, capsys):
     marked = [line for file in EXAMPLE.rglob("*.py") for line in file.read_text().splitlines() if "# FedSRD" in line]
     assert 0 < len(marked) < 10
     # One Array a message; whoever holds the state is told the difference only.
-    tasks = [m for m in grid.sent if '"kind":"task"' in m.content["fedsrd.note"]["json"]]
+    tasks = [m for m in grid.sent if '"kind":"train"' in m.content[HEADER]["json"]]
     assert all(len(m.content.array_records) <= 1 for m in tasks)
     sizes = [sum(len(a.data) for r in m.content.array_records.values() for a in r.values()) for m in tasks]
     assert max(sizes[2:]) < min(sizes[:2]) / 2
@@ -112,16 +114,16 @@ def test_fedavg_through_the_mod_is_the_weighted_mean_of_the_factors(tmp_path):
 
 
 def adapter_tensors_order(arrays):
-    from fedsrd.training.models import factors_of_adapter
+    from fedsrd.training.models import tensors_of_adapter
 
-    return list(adapter_tensors(factors_of_adapter(arrays.to_torch_state_dict())))
+    return list(adapter_tensors(tensors_of_adapter(arrays.to_torch_state_dict())))
 
 
-@pytest.mark.parametrize("method", ["fedsrd", "fedsrd-e", "ffa-lora", "flasc", "fedsa-lora", "fedprox", "flexlora"])
+@pytest.mark.parametrize("method", ["fedsrd", "fedsrd-e", "ffa-lora", "flasc", "fed-dare", "fedprox", "flexlora"])
 def test_other_methods_on_the_same_train_function_end_with_one_state_everywhere(method, tmp_path):
     FedSRD(method, min_train_nodes=2).start(toy(nudge, tmp_path), start(), num_rounds=3)
     (federation,) = (tmp_path / "state").iterdir()
-    held = [Replica(tmp_path / "state", federation.name, f"client-{place}").read() for place in range(2)]
+    held = [Replica(tmp_path / "state", federation.name, f"client-{place}").state() for place in range(2)]
     assert [one.version for one in held] == [3, 3]
     assert held[0].digest == held[1].digest
 
@@ -196,7 +198,7 @@ def both(message, context):
         (replaced(metrics=None), "fedsrd", "1 ArrayRecords and 0 MetricRecords"),
         (replaced(metrics=MetricRecord({"loss": 1.0})), "fedsrd", "with num-examples"),
         (replaced(arrays=ArrayRecord({"x": torch.zeros(2)})), "fedsrd", "differ from the adapter's in name or shape"),
-        (both, "ffa-lora", "trains only factor B, but factor A of a has changed"),
+        (both, "ffa-lora", "the method does not train a.lora_A.weight, but it has changed"),
     ],
 )
 def test_mistakes_of_a_train_function_are_told_to_the_server(train, method, reason, tmp_path):
@@ -207,12 +209,56 @@ def test_mistakes_of_a_train_function_are_told_to_the_server(train, method, reas
 def test_mistakes_in_the_strategy_are_told():
     with pytest.raises(RecipeError, match="'fedsdr': no such method"):
         FedSRD("fedsdr")
-    with pytest.raises(RecipeError, match="needs more than the clients' factors"):
-        FedSRD("flora")
     with pytest.raises(ValidationError):
         FedSRD("fedsrd", options={"alfa": 3})
     with pytest.raises(FederationError, match="must come first"):
         FedSRD().aggregate_train(1, [])
+
+
+REFUSED = pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("fedsa-lora", "ends with a model of each client's own"),
+        ("local", "ends with a model of each client's own and is a reference point that sends nothing"),
+        (
+            "centralised",
+            "ends with a model of each client's own and is a reference point that sends nothing and "
+            "has all data in one place",
+        ),
+        ("flora", "changes the base model"),
+        ("scaffold", "changes the gradients of local training"),
+    ],
+)
+FIT = r"use FedSRD's own Flower app \(docs/deploy.md\)\. Methods that fit: fed-dare, fedavg, .*fedsrd"
+
+
+@REFUSED
+def test_a_method_that_needs_more_than_the_strategy_has_is_refused(method, reason):
+    with pytest.raises(RecipeError, match=f"method = '{method}': {method} {reason}, which a Flower strategy .*{FIT}"):
+        FedSRD(method)
+
+
+@REFUSED
+def test_the_mod_refuses_it_too_whatever_the_server_says(method, reason, tmp_path, monkeypatch):
+    def nothing(*_):
+        pass
+
+    lax = SimpleNamespace(check=nothing, STRATEGY=None, SERVER_OPTIMIZER=None)
+    monkeypatch.setattr("fedsrd.flower.strategy.capabilities", lax)
+    called = []
+
+    def train(message, context):
+        called.append(message)
+        return nudge(message, context)
+
+    with pytest.raises(FederationError, match=f"{method} {reason}, which a Flower strategy .*{FIT}"):
+        FedSRD(method, attempts=1).start(toy(train, tmp_path, 1), start(), num_rounds=1, timeout=2)
+    assert not called
+
+
+def test_a_server_optimizer_is_refused_where_there_is_no_step():
+    with pytest.raises(RecipeError, match="makes no step that a server optimizer could change"):
+        FedSRD("fedsrd", options={"server": "svd"}, server_optimizer={"name": "sgd", "learning_rate": 1.0})
 
 
 def test_a_message_that_is_not_ours_passes_the_mod(tmp_path):

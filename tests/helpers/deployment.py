@@ -164,11 +164,11 @@ class Deployment:
 
     def digests(self):
         """Each site's version and digest, from its own disk."""
-        from fedsrd.flower.replica import Replica
+        from fedsrd.federation.remote.replica import Replica
 
         found = {}
         for site in self.sites:
             (federation,) = [path for path in (self.folder(site) / "state").iterdir() if path.is_dir()]
-            held = Replica(federation.parent, federation.name, site).read()
+            held = Replica(federation.parent, federation.name, site).state()
             found[site] = (held.version, held.digest)
         return found

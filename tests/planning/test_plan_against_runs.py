@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from fedsrd.core import lora
 from fedsrd.planning import payloads
 from fedsrd.planning.architecture import architecture
-from fedsrd.wire import Coding
+from fedsrd.wire import WireOptions
 
 STORED = Path(__file__).parents[2] / "benchmarks" / "results" / "embedded-main.json"
 ROWS = {row["label"]: row for row in json.loads(STORED.read_text())["rows"]}
@@ -21,8 +22,8 @@ def table():
 def density(row, table):
     """The mean density of a row's uplinks, from its densities by layer and factor."""
     whole = {"B": 0, "A": 0}
-    for slot, (rows, columns) in table.shapes.items():
-        whole[slot.factor] += rows * columns
+    for name, (rows, columns) in table.shapes.items():
+        whole[lora.split(name)[1]] += rows * columns
     found = []
     for curve in row["curves"]:
         for factor, elements in whole.items():
@@ -38,6 +39,6 @@ def density(row, table):
 def test_within_three_per_cent_of_what_was_sent(name, table):
     row = ROWS[name]
     turns = row["rounds"] * row["clients"]
-    found = payloads.costs(name, table, row["clients"], [Coding()], density(row, table))[0]
+    found = payloads.costs(name, table, row["clients"], [WireOptions()], density(row, table))[0]
     assert found.up == pytest.approx(row["bytes_up"]["mean"] / turns, rel=0.03)
     assert found.down == pytest.approx((row["bytes_down"]["mean"]) / turns, rel=0.03)

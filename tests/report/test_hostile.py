@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 from test_page import finished, run  # noqa: F401
 
+from fedsrd.errors import RunFolderError
 from fedsrd.report.page.write import report
 
 STORED = Path(__file__).parents[2] / "benchmarks" / "results" / "embedded-main.json"
@@ -45,10 +46,9 @@ def hostile_run(finished, tmp_path):  # noqa: F811
     records = spoiled(records, names)
     for record in records[1:]:
         record["rejected"] = {MARKUP: MARKUP}
-        record["attempts"] = MARKUP
     (folder / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     summary = spoiled(json.loads((folder / "summary.json").read_text()), names)
-    (folder / "summary.json").write_text(json.dumps({**summary, "clients": MARKUP, "rounds": MARKUP}))
+    (folder / "summary.json").write_text(json.dumps(summary))
     recipe = tomllib.loads((folder / "recipe.toml").read_text())
     recipe["model"]["id"] = MARKUP
     recipe["environment"] = {MARKUP + name: MARKUP for name in recipe["environment"]}
@@ -70,10 +70,7 @@ def hostile_comparison(tmp_path):
     def change(results):
         row = results["rows"][0]
         names = {*row["by_set"], *row["seconds"], *row["curves"][0]["density"], *results["environment"]}
-        found = spoiled(results, names)
-        found["seeds"] = [MARKUP]
-        found["rows"][0]["failed"][0]["seed"] = MARKUP
-        return found
+        return spoiled(results, names)
 
     (tmp_path / "compared").mkdir()
     return compared(tmp_path / "compared" / FOLDER, change)
@@ -118,6 +115,29 @@ def test_several_hostile_folders_in_one_page(hostile_run, hostile_comparison, fi
     one = report(honest, tmp_path / "honest.html").read_text()
     other = report([hostile_run, hostile_run, hostile_comparison], tmp_path / "hostile.html").read_text()
     assert elements(other) == elements(one)
+
+
+@pytest.mark.parametrize(
+    ("file", "where"),
+    [
+        ("rounds.jsonl", ("attempts",)),
+        ("summary.json", ("clients",)),
+        ("summary.json", ("rounds",)),
+        ("results.json", ("seeds", 0)),
+        ("results.json", ("rows", 0, "failed", 0, "seed")),
+    ],
+)
+def test_markup_in_the_place_of_a_number_is_refused(file, where, hostile_run, hostile_comparison, tmp_path):
+    path = (hostile_comparison if file == "results.json" else hostile_run) / file
+    lines = path.read_text().splitlines() if file == "rounds.jsonl" else [path.read_text()]
+    node = tree = json.loads(lines[-1])
+    for key in where[:-1]:
+        node = node[key]
+    node[where[-1]] = MARKUP
+    path.write_text("\n".join([*lines[:-1], json.dumps(tree)]))
+    with pytest.raises(RunFolderError, match=f"{'.'.join(map(str, where))} = .*valid integer"):
+        report([path.parent], tmp_path / "hostile.html")
+    assert not (tmp_path / "hostile.html").exists()
 
 
 @pytest.mark.parametrize("plain", [True, False])

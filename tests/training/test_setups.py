@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from watching import Watch
 
 from fedsrd import recipe as recipes
-from fedsrd.core.factors import initial_factors
+from fedsrd.core import lora as lora_view
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import initial_tensors
 from fedsrd.data.prompt import Encoded
 from fedsrd.errors import DataError, ModelError, RecipeError
 from fedsrd.federation import local, setup
 from fedsrd.runs.folder import RunFolder
 from fedsrd.training import loading
 from fedsrd.training.batches import collate, pack, packed_loss, response_loss
-from fedsrd.training.models import AdaptedModel, lora_config, shape_table
+from fedsrd.training.models import AdaptedModel, lora_config, tensor_table
 from fedsrd.training.options import BaseOptions, TrainingOptions
 from fedsrd.training.sft import LocalTrainer
 
@@ -47,7 +49,7 @@ def test_a_round_on_every_architecture(kind, packing, tiny_recipe, tmp_path):
     tree = {**tiny_recipe, "rounds": 1, "model": {**tiny_recipe["model"], "id": str(tmp_path / "model")}}
     tree["training"] = {**tree["training"], "packing": packing, "learning_rate": 1e-3}
     summary, prepared, _ = run(tree, tmp_path / "run")
-    assert len(prepared.table.modules) == 14
+    assert len(lora_view.modules_of(prepared.table)) == 14
     assert math.isfinite(summary.final.in_domain)
     assert summary.final.in_domain != summary.base.in_domain
 
@@ -67,7 +69,7 @@ SEQUENCES = st.lists(st.builds(Encoded, TOKENS, TOKENS), min_size=1, max_size=5)
 @given(SEQUENCES)
 def test_a_packed_batch_has_the_loss_and_gradients_of_a_padded_one(adapted, examples):
     """The attention of a packed sequence must not see its neighbours."""
-    parameters = adapted.parameters(("B", "A"))
+    parameters = list(adapted.parameters(adapted.names).values())
     found = []
     for loss in (
         lambda: response_loss(adapted.model, collate(examples, 0), adapted.device),
@@ -86,9 +88,10 @@ def test_packed_gradients_on_every_architecture(kind, tmp_path):
     tiny.make(tmp_path, kind, **KINDS[kind])
     lora = lora_config(4, 8, 0.0, "all-linear")
     adapted = AdaptedModel.load(str(tmp_path), lora, BaseOptions(dtype="float32", device="cpu"))
-    adapted.set_factors({name: pair._replace(B=pair.B + 0.02) for name, pair in adapted.factors().items()})
+    moved = {"B": 0.02, "A": 0.0}
+    adapted.set_tensors({name: t + moved[lora_view.split(name)[1]] for name, t in adapted.tensors().items()})
     adapted.model.eval()
-    parameters = adapted.parameters(("B", "A"))
+    parameters = list(adapted.parameters(adapted.names).values())
     sizes = ((3, 9), (14, 6), (1, 1), (7, 12))
     examples = [Encoded(list(range(5, 5 + p)), list(range(40, 40 + r))) for p, r in sizes]
     padded = response_loss(adapted.model, collate(examples, 0), adapted.device)
@@ -99,19 +102,19 @@ def test_packed_gradients_on_every_architecture(kind, tmp_path):
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
 
 
-def test_packing_trains_to_the_same_factors(adapted, tiny_model):
-    table = shape_table(str(tiny_model), lora_config(4, 8, 0.0, "all-linear"))
-    start = initial_factors(table, 0)
+def test_packing_trains_to_the_same_tensors(adapted, tiny_model):
+    table = tensor_table(str(tiny_model), lora_config(4, 8, 0.0, "all-linear"))
+    start = initial_tensors(table, 0)
     examples = [Encoded(list(range(5, 5 + n)), list(range(20, 23 + n))) for n in range(1, 9)]
     options = TrainingOptions(steps=3, batch_size=2, accumulation=2, learning_rate=1e-2)
     found = [
         LocalTrainer(adapted, examples, options.model_copy(update={"packing": packing}), "c", 0)
-        .train(start, 1, ("B", "A"), lambda *_: None)
-        .factors
+        .train(LocalPlan(start, tuple(start)), 1, lambda *_: None)
+        .tensors
         for packing in (False, True)
     ]
     for name in start:
-        torch.testing.assert_close(found[0][name].B, found[1][name].B, rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-2, atol=1e-4)
 
 
 def test_a_run_on_a_four_bit_base(tiny_recipe, tmp_path):
@@ -136,7 +139,7 @@ def test_a_run_on_a_four_bit_base(tiny_recipe, tmp_path):
 
 def test_a_method_that_changes_the_base_refuses_a_quantised_one(tiny_recipe, tmp_path):
     tree = {**tiny_recipe, "method": {"name": "flora"}, "model": {**tiny_recipe["model"], "quantization": "nf4"}}
-    with pytest.raises(RecipeError, match="flora changes the base model.*methods that leave it as it is:.*fedsrd"):
+    with pytest.raises(RecipeError, match="flora changes the base model.*a quantised base.*Methods that fit:.*fedsrd"):
         setup.prepare(recipes.parse(tree), RunFolder(tmp_path / "run"), resume=False, observer=Watch())
 
 

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from fedsrd.core.factors import LoraPair, digest, initial_factors
+from fedsrd.core import lora as lora_view
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import digest, initial_tensors
 from fedsrd.data.prompt import Encoded
 from fedsrd.errors import ModelError
 from fedsrd.evaluation.nll import response_nll
@@ -15,16 +17,20 @@ from fedsrd.training.models import (
     AdaptedModel,
     adapter_config,
     adapter_tensors,
-    factors_of_adapter,
     lora_config,
     merged_tensors,
-    shape_table,
+    tensor_table,
+    tensors_of_adapter,
 )
 from fedsrd.training.options import BaseOptions, TrainingOptions
 from fedsrd.training.sft import LocalTrainer, PooledTrainer
 
 EXAMPLES = [Encoded([5, 6, 7, 8][: 1 + i % 4], [20 + i, 30 + i, 2][: 1 + i % 3]) for i in range(12)]
 OPTIONS = TrainingOptions(steps=3, batch_size=2, accumulation=2, learning_rate=1e-2)
+
+
+def everything(start, **more):
+    return LocalPlan(start, tuple(start), **more)
 
 
 @pytest.fixture(scope="module")
@@ -39,40 +45,43 @@ def adapted(tiny_model, lora):
 
 @pytest.fixture(scope="module")
 def table(tiny_model, lora):
-    return shape_table(str(tiny_model), lora)
+    return tensor_table(str(tiny_model), lora)
 
 
-def test_the_shape_table_of_the_config_is_that_of_the_loaded_model(adapted, table):
-    assert len(table.modules) == 14
-    assert table.modules[0] == ("model.layers.0.self_attn.q_proj", 32, 32, 4)
-    assert [m.name for m in table.modules] == list(adapted.factors())
-    for module in table.modules:
-        pair = adapted.factors()[module.name]
+def test_the_tensor_table_of_the_config_is_that_of_the_loaded_model(adapted, table):
+    modules = lora_view.modules_of(table)
+    assert len(modules) == 14
+    assert modules[0] == ("model.layers.0.self_attn.q_proj", 32, 32, 4)
+    pairs = lora_view.pairs_of(adapted.tensors())
+    assert [module.name for module in modules] == list(pairs)
+    assert list(table.shapes) == list(adapted.tensors()) == adapted.names
+    for module in modules:
+        pair = pairs[module.name]
         assert pair.B.shape == (module.out_features, 4)
         assert pair.A.shape == (4, module.in_features)
 
 
-def test_factors_go_in_and_come_out_with_the_same_bits(adapted, table):
-    start = initial_factors(table, 1)
-    adapted.set_factors(start)
-    assert digest(adapted.factors()) == digest(start)
-    assert digest(factors_of_adapter(adapter_tensors(start))) == digest(start)
+def test_tensors_go_in_and_come_out_with_the_same_bits(adapted, table):
+    start = initial_tensors(table, 1)
+    adapted.set_tensors(start)
+    assert digest(adapted.tensors()) == digest(start)
+    assert digest(tensors_of_adapter(adapter_tensors(start))) == digest(start)
 
 
 def test_training_lowers_the_loss_and_repeats_itself(adapted, table):
     trainer = LocalTrainer(adapted, EXAMPLES, TrainingOptions(steps=20, learning_rate=1e-2), "c", seed=0)
-    start = initial_factors(table, 0)
+    start = initial_tensors(table, 0)
     losses: list[float] = []
-    once = trainer.train(start, 1, ("B", "A"), lambda step, loss: losses.append(loss))
+    once = trainer.train(everything(start), 1, lambda step, loss: losses.append(loss))
     torch.manual_seed(123)  # the global generator must not matter
-    twice = trainer.train(start, 1, ("B", "A"), lambda step, loss: None)
-    assert digest(once.factors) == digest(twice.factors)
+    twice = trainer.train(everything(start), 1, lambda step, loss: None)
+    assert digest(once.tensors) == digest(twice.tensors)
     assert losses[-1] < losses[0]
-    assert digest(trainer.train(start, 2, ("B", "A"), lambda *_: None).factors) != digest(once.factors)
+    assert digest(trainer.train(everything(start), 2, lambda *_: None).tensors) != digest(once.tensors)
 
 
 def test_gradient_checkpointing_and_a_bfloat16_base_train_float32_adapters(tiny_model, table):
-    start = initial_factors(table, 0)
+    start = initial_tensors(table, 0)
     plain, saving, half = (
         AdaptedModel.load(
             str(tiny_model),
@@ -82,34 +91,36 @@ def test_gradient_checkpointing_and_a_bfloat16_base_train_float32_adapters(tiny_
         for dtype, saves in (("float32", False), ("float32", True), ("bfloat16", False))
     )
     found = [
-        LocalTrainer(model, EXAMPLES, OPTIONS, "c", 0).train(start, 1, ("B", "A"), lambda *_: None)
+        LocalTrainer(model, EXAMPLES, OPTIONS, "c", 0).train(everything(start), 1, lambda *_: None)
         for model in (plain, saving, half)
     ]
     for name in start:
-        torch.testing.assert_close(found[1].factors[name].B, found[0].factors[name].B)
-        assert found[2].factors[name].B.dtype == torch.float32
+        torch.testing.assert_close(found[1].tensors[name], found[0].tensors[name])
+        assert found[2].tensors[name].dtype == torch.float32
     assert found[2].loss == pytest.approx(found[0].loss, rel=0.05)
 
 
 def test_a_frozen_factor_stays(adapted, table):
     trainer = LocalTrainer(adapted, EXAMPLES, OPTIONS, "c", seed=0)
-    start = initial_factors(table, 0)
-    after = trainer.train(start, 1, ("B",), lambda *_: None).factors
-    assert all(torch.equal(after[name].A, start[name].A) for name in start)
-    assert all(not torch.equal(after[name].B, start[name].B) for name in start)
+    start = initial_tensors(table, 0)
+    of = {factor: [name for name in start if lora_view.split(name)[1] == factor] for factor in ("B", "A")}
+    assert len(of["B"]) == len(of["A"]) == 14
+    after = trainer.train(LocalPlan(start, tuple(of["B"])), 1, lambda *_: None).tensors
+    assert all(torch.equal(after[name], start[name]) for name in of["A"])
+    assert all(not torch.equal(after[name], start[name]) for name in of["B"])
 
 
 def test_training_leaves_the_global_generator_alone(adapted, table):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    LocalTrainer(adapted, EXAMPLES, OPTIONS, "c", 0).train(initial_factors(table, 0), 1, ("B", "A"), lambda *_: None)
+    LocalTrainer(adapted, EXAMPLES, OPTIONS, "c", 0).train(everything(initial_tensors(table, 0)), 1, lambda *_: None)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_loss_is_that_of_the_plain_reading(adapted, table):
     """Padding, positions and the cut of the logits change nothing: one example at a time, all logits, float64 sums."""
-    adapted.set_factors(initial_factors(table, 0))
+    adapted.set_tensors(initial_tensors(table, 0))
     adapted.model.eval()
     with torch.inference_mode():
         batched = response_loss(adapted.model, collate(EXAMPLES, pad_id=2), adapted.device).item()
@@ -143,25 +154,25 @@ def test_drawing_is_seamless_and_visits_every_example_once_an_epoch(count, start
 def test_a_loss_that_explodes_comes_back_to_be_refused(adapted, table):
     absurd = OPTIONS.model_copy(update={"steps": 4, "learning_rate": 1e30, "max_grad_norm": 1e30})
     trainer = LocalTrainer(adapted, EXAMPLES, absurd, "c", 0)
-    after = trainer.train(initial_factors(table, 0), 1, ("B", "A"), lambda *_: None)
-    assert not all(bool(torch.isfinite(t).all()) for pair in after.factors.values() for t in pair)
+    after = trainer.train(everything(initial_tensors(table, 0)), 1, lambda *_: None)
+    assert not all(bool(torch.isfinite(tensor).all()) for tensor in after.tensors.values())
 
 
 def test_a_rank_larger_than_a_layer_names_the_layer(tiny_model):
     with pytest.raises(ModelError, match=r"lora.rank = 17: larger than layer .*k_proj \(16 x 32\); choose at most 16"):
-        shape_table(str(tiny_model), lora_config(17, 8, 0.0, "all-linear"))
+        tensor_table(str(tiny_model), lora_config(17, 8, 0.0, "all-linear"))
 
 
 def test_unknown_targets_and_models_are_explained(tiny_model, tmp_path):
     with pytest.raises(ModelError, match="no layer to adapt"):
-        shape_table(str(tiny_model), lora_config(4, 8, 0.0, ["query_key_value"]))
+        tensor_table(str(tiny_model), lora_config(4, 8, 0.0, ["query_key_value"]))
     with pytest.raises(ModelError, match="there is no such folder"):
-        shape_table(str(tmp_path / "missing"), lora_config(4, 8, 0.0, "all-linear"))
+        tensor_table(str(tmp_path / "missing"), lora_config(4, 8, 0.0, "all-linear"))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
-        shape_table(str(tmp_path), lora_config(4, 8, 0.0, "all-linear"))
+        tensor_table(str(tmp_path), lora_config(4, 8, 0.0, "all-linear"))
     with pytest.raises(ModelError, match="the embedded model is embedded:smollm2-135m"):
-        shape_table("embedded:llama", lora_config(4, 8, 0.0, "all-linear"))
+        tensor_table("embedded:llama", lora_config(4, 8, 0.0, "all-linear"))
 
 
 def test_a_device_that_is_not_there(tiny_model, lora):
@@ -174,15 +185,12 @@ def test_a_device_that_is_not_there(tiny_model, lora):
 
 def test_the_proximal_term_holds_training_near_its_start(adapted, table):
     """Where it is all that counts, training stays at the start; where it counts little, it goes less far."""
-    start = initial_factors(table, 0)
+    start = initial_tensors(table, 0)
     trainer = LocalTrainer(adapted, EXAMPLES, TrainingOptions(steps=8, learning_rate=1e-2), "c", 0)
     free, held, tight = (
-        trainer.train(start, 1, ("B", "A"), lambda *_: None, proximal=mu).factors for mu in (0.0, 1.0, 1e4)
+        trainer.train(everything(start, proximal=mu), 1, lambda *_: None).tensors for mu in (0.0, 1.0, 1e4)
     )
-    far = [
-        sum(float((t - s).square().sum()) for name in start for t, s in zip(found[name], start[name], strict=True))
-        for found in (free, held, tight)
-    ]
+    far = [sum(float((found[name] - start[name]).square().sum()) for name in start) for found in (free, held, tight)]
     assert far[0] > far[1] > far[2] > 0
 
 
@@ -206,9 +214,12 @@ def test_a_changed_base_computes_what_its_merged_adapter_says_and_goes_back(tiny
 
     lora = lora_config(4, 8, 0.0, "all-linear")
     adapted = AdaptedModel.load(str(tiny_model), lora, BaseOptions(dtype="float32", device="cpu"))
-    factors = {name: LoraPair(pair.B + 0.01, pair.A) for name, pair in initial_factors(table, 0).items()}
+    tensors = {
+        name: tensor + 0.01 if lora_view.split(name)[1] == "B" else tensor
+        for name, tensor in initial_tensors(table, 0).items()
+    }
     torch.manual_seed(0)
-    base = {m.name: 0.05 * torch.randn(m.out_features, m.in_features) for m in table.modules[:9]}
+    base = {m.name: 0.05 * torch.randn(m.out_features, m.in_features) for m in lora_view.modules_of(table)[:9]}
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     adapted.model.eval()
 
@@ -216,15 +227,15 @@ def test_a_changed_base_computes_what_its_merged_adapter_says_and_goes_back(tiny
         with torch.inference_mode():
             return model(input_ids=ids).logits
 
-    adapted.set_factors(factors)
+    adapted.set_tensors(tensors)
     plain = logits(adapted.model)
-    adapted.set_factors(factors, base)
+    adapted.set_tensors(tensors, base)
     changed = logits(adapted.model)
     assert (changed - plain).abs().max() > 1e-3
-    tensors, ranks = merged_tensors(factors, base)
-    save_file(tensors, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    merged, ranks = merged_tensors(tensors, base)
+    save_file(merged, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
     (tmp_path / "adapter_config.json").write_text(adapter_config(lora, str(tiny_model), None, ranks))
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path).eval()
     torch.testing.assert_close(logits(loaded), changed, rtol=1e-4, atol=1e-5)
-    adapted.set_factors(factors)
+    adapted.set_tensors(tensors)
     assert torch.equal(logits(adapted.model), plain)

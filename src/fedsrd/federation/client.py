@@ -68,11 +68,12 @@ class ClientMemory:
         round that counted, this client or the server went back to an older state: then nothing is kept, because what a
         method adds to its next update may have been sent already.
         """
+        kept = self.kept if self.round == counted else {}
         if self.pending is not None and self.pending_round > version:
-            return self
+            return ClientMemory(kept, counted, self.pending, self.pending_round)
         if self.pending is not None and self.pending_round == counted:
             return ClientMemory(self.pending, counted)
-        return ClientMemory(self.kept if self.round == counted else {}, counted)
+        return ClientMemory(kept, counted)
 
 
 class Client:

@@ -178,7 +178,8 @@ def close(
         clients: how many the federation has in all.
 
     Raises:
-        FederationError: the aggregate is not finite, or cannot be sent in the number type. Nothing has changed.
+        FederationError: the aggregate, or the state that it leads to, is not finite, or it cannot be sent in the number
+            type. Nothing has changed.
     """
     contributions = [_laid(one) for one in contributions]
     count = len(contributions)
@@ -262,8 +263,14 @@ def _close(
     # The state moves by what travels, as the clients will read it.
     sent = read_broadcast(config, state, payload, count)
     following = _applied(config, state, sent)
+    if not _finite(following.tensors, following.base_delta, kept):
+        raise FederationError(f"round {number}: the next state has NaN or infinite values; state kept")
     seconds = {"server": aggregated - began, "broadcast": time.perf_counter() - aggregated}
     return Closed(payload, sent, following, kept, seconds)
+
+
+def _finite(*groups: Tensors) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for group in groups for tensor in group.values())
 
 
 def _applied(config: FederationConfig, state: GlobalState, delta: Delta) -> GlobalState:

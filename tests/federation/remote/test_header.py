@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsrd.errors import DataError, PayloadError
 from fedsrd.federation.messages import Broadcast, Snapshot, Start, Sync
-from fedsrd.flower import notes
-from fedsrd.flower.site import site_of
+from fedsrd.federation.remote import header
+from fedsrd.federation.remote.header import Envelope
+from fedsrd.federation.remote.site import site_of
 
 DIGEST = "a" * 64
 NAMES = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -28,32 +28,28 @@ SYNCS = st.builds(
 
 @given(SYNCS)
 def test_a_sync_comes_back_as_it_went(sync):
-    note, payload = notes.note_of_sync(sync)
+    found, payload = header.header_of_sync(sync)
     assert len(payload) == sync.size
-    again = notes.SyncNote.model_validate_json(note.model_dump_json())
-    assert notes.sync_of_note(again, payload) == sync
+    again = header.SyncHeader.model_validate_json(found.model_dump_json())
+    assert header.sync_of_header(again, payload) == sync
 
 
 @given(SYNCS, st.integers(1, 5), st.booleans())
 def test_sizes_that_do_not_add_up_are_refused(sync, more, less):
-    note, payload = notes.note_of_sync(sync)
+    found, payload = header.header_of_sync(sync)
     wrong = payload[:-more] if less and payload else payload + bytes(more)
-    with pytest.raises(PayloadError, match="the note tells of"):
-        notes.sync_of_note(note, wrong)
+    with pytest.raises(PayloadError, match="the header tells of"):
+        header.sync_of_header(found, wrong)
 
 
 @given(NAMES, st.integers(-1, 9), st.binary(max_size=9))
 def test_an_answer_comes_back_as_it_went(name, held, payload):
-    note = notes.Answer(name=name, round=3, held=held, examples=2, loss=0.5)
-    assert notes.unpack(notes.pack(note, payload), notes.Answer) == (note, payload)
-    assert notes.kind_of(notes.pack(note)) == "answer"
+    reply = header.TrainReply(name=name, round=3, held=held, examples=2, loss=0.5)
+    assert header.unpack(header.pack(reply, payload), header.TrainReply) == (reply, payload)
+    assert header.kind_of(header.pack(reply)) == "train-reply"
 
 
-def content(text):
-    return RecordDict({notes.NOTE: ConfigRecord({"json": text})})
-
-
-GOOD = {"kind": "answer", "name": "a", "round": 1, "held": 1}
+GOOD = {"kind": "train-reply", "name": "a", "round": 1, "held": 1}
 
 
 @pytest.mark.parametrize(
@@ -68,46 +64,42 @@ GOOD = {"kind": "answer", "name": "a", "round": 1, "held": 1}
         ({"seconds": {"train": 1, "sparsify": 1, "encode": 1, "more": 1}}, "seconds.more"),
         ({"seconds": {"train": -1, "sparsify": 1, "encode": 1}}, "seconds.train"),
         ({"surprise": 1}, "surprise"),
-        ({"kind": "task"}, "kind"),
+        ({"kind": "train"}, "kind"),
     ],
 )
 def test_a_wrong_field_is_named(change, reason):
     text = json.dumps({**GOOD, **change})
-    with pytest.raises(PayloadError, match=f"an? answer note is wrong at {reason}"):
-        notes.unpack(content(text), notes.Answer)
+    with pytest.raises(PayloadError, match=f"a TrainReply header is wrong at {reason}"):
+        header.unpack(Envelope(text), header.TrainReply)
 
 
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '"x"', "{}", "[" * 100_000, '{"kind":', "\x00", '{"kind": {}}' * 2]
 )
-def test_what_is_no_note_is_refused(text):
-    for read in (notes.kind_of, lambda found: notes.unpack(found, notes.Task)):
+def test_what_is_no_header_is_refused(text):
+    for read in (header.kind_of, lambda found: header.unpack(found, header.Train)):
         with pytest.raises(PayloadError):
-            read(content(text))
+            read(Envelope(text))
 
 
-def test_messages_of_others_are_refused():
-    for found in (
-        RecordDict(),
-        RecordDict({notes.NOTE: ConfigRecord({"json": 5})}),
-        RecordDict({notes.NOTE: ConfigRecord({})}),
-        content("x" * (notes.NOTE_LIMIT + 1)),
-    ):
-        with pytest.raises(PayloadError, match="not one of FedSRD's|more than"):
-            notes.kind_of(found)
+def test_a_header_that_is_too_long_is_refused():
+    long = Envelope("x" * (header.LIMIT + 1))
+    for read in (header.kind_of, lambda found: header.unpack(found, header.Train)):
+        with pytest.raises(PayloadError, match="more than"):
+            read(long)
 
 
 def test_another_protocol_is_told():
-    note = notes.Greeting(federation="0" * 16, names=[]).model_copy(update={"protocol": 99})
-    with pytest.raises(PayloadError, match="speaks protocol 99, this one 1"):
-        notes.unpack(notes.pack(note), notes.Greeting)
+    hello = header.Hello(federation="0" * 16, names=[]).model_copy(update={"protocol": 99})
+    with pytest.raises(PayloadError, match=f"speaks protocol 99, this one {header.PROTOCOL}"):
+        header.unpack(header.pack(hello), header.Hello)
 
 
 def test_a_federation_cannot_name_a_folder():
     for name in ("../../../../tmp", "x" * 16, "0" * 15, ""):
-        text = json.dumps({"kind": "greeting", "protocol": 1, "federation": name, "names": []})
+        text = json.dumps({"kind": "hello", "protocol": header.PROTOCOL, "federation": name, "names": []})
         with pytest.raises(PayloadError, match="federation"):
-            notes.unpack(content(text), notes.Greeting)
+            header.unpack(Envelope(text), header.Hello)
 
 
 @settings(max_examples=200)
@@ -116,16 +108,23 @@ def test_a_federation_cannot_name_a_folder():
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
         lambda x: (
             st.lists(x, max_size=3)
-            | st.dictionaries(st.sampled_from(["kind", "name", "round", "held", "sync", "work", "digest"]), x)
+            | st.dictionaries(st.sampled_from(["kind", "name", "round", "held", "sync", "job", "digest"]), x)
         ),
     )
 )
 def test_whatever_comes_is_read_or_refused(tree):
-    found = content(json.dumps(tree))
-    found[notes.PAYLOADS] = ArrayRecord({"bytes": Array("uint8", (1,), "x", b"\x80")})
-    for kind in (notes.Answer, notes.Task, notes.Settle, notes.Present, notes.Greeting, notes.Settled):
+    found = Envelope(json.dumps(tree), b"\x80")
+    for kind in (
+        header.TrainReply,
+        header.Train,
+        header.Finalize,
+        header.Evaluate,
+        header.HelloReply,
+        header.Hello,
+        header.SyncReply,
+    ):
         try:
-            notes.unpack(found, kind)
+            header.unpack(found, kind)
         except PayloadError:
             continue
 

@@ -1,0 +1,45 @@
+"""Messages as Flower records: every one comes back as it went, and what is none of ours is refused with its reason."""
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsrd.errors import PayloadError
+from fedsrd.federation.remote import header
+from fedsrd.federation.remote.header import Envelope
+from fedsrd.flower import records
+
+NAMES = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+
+
+@given(NAMES, st.integers(-1, 9), st.binary(max_size=9))
+def test_an_answer_comes_back_as_it_went(name, held, payload):
+    reply = header.TrainReply(name=name, round=3, held=held, examples=2, loss=0.5)
+    content = records.content_of(header.pack(reply, payload))
+    assert header.unpack(records.envelope_of(content), header.TrainReply) == (reply, payload)
+    assert header.kind_of(records.envelope_of(content)) == "train-reply"
+    # One Array a message at most: Flower sends every one on its own.
+    assert sum(len(arrays) for arrays in content.array_records.values()) == (1 if payload else 0)
+
+
+def test_messages_of_others_are_refused():
+    def kind_of(content):
+        return header.kind_of(records.envelope_of(content))
+
+    for found in (
+        RecordDict(),
+        RecordDict({records.HEADER: ConfigRecord({"json": 5})}),
+        RecordDict({records.HEADER: ConfigRecord({})}),
+        RecordDict({records.HEADER: ConfigRecord({"json": "x" * (header.LIMIT + 1)})}),
+    ):
+        with pytest.raises(PayloadError, match="not one of FedSRD's|more than"):
+            kind_of(found)
+
+
+def test_arrays_of_others_are_no_payload():
+    content = records.content_of(Envelope("{}"))
+    content[records.PAYLOADS] = ArrayRecord({"other": Array("uint8", (1,), "x", b"\x80")})
+    assert records.envelope_of(content) == Envelope("{}", b"")
+    content[records.PAYLOADS] = ArrayRecord({"bytes": Array("uint8", (1,), "x", b"\x80")})
+    assert records.envelope_of(content) == Envelope("{}", b"\x80")
