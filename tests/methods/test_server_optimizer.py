@@ -76,9 +76,9 @@ def changes_of(shape, rounds, seed):
 def steps_of(o, changes, name="t"):
     """What the optimizer makes of them, with what it keeps handed on as a method hands it on."""
     optimizer, memory = ServerOptimizer(ServerOptimizerOptions(**o)), {}
-    for number, change in enumerate(changes, 1):
+    for change in changes:
         aggregate = SparseTensor.from_dense(torch.as_tensor(change))
-        step, kept = optimizer.step(name, aggregate, number, memory)
+        step, kept = optimizer.step(name, aggregate, memory)
         memory = {**memory, **kept}
         yield step
 
@@ -159,7 +159,7 @@ def test_tensors_do_not_mix_and_nothing_that_goes_in_is_changed(kind):
         before, following = digest(memory), dict(memory)
         for name, own in changes.items():
             aggregate = SparseTensor.from_dense(torch.from_numpy(own[number - 1].copy()))
-            step, kept = optimizer.step(name, aggregate, number, memory)
+            step, kept = optimizer.step(name, aggregate, memory)
             assert torch.equal(step.dense(), alone[name][number - 1])
             np.testing.assert_array_equal(aggregate.dense(), own[number - 1])
             following |= kept
@@ -173,14 +173,14 @@ def test_sgd_without_momentum_keeps_a_sparse_aggregate_sparse(elements, seed, ra
     whole = torch.from_numpy(np.random.default_rng(seed).standard_normal((elements, 2))).float()
     sparse = SparseTensor.from_draw(whole, "t", Draw(seed, 0.3))
     optimizer = ServerOptimizer(ServerOptimizerOptions(name="sgd", learning_rate=rate))
-    step, kept = optimizer.step("t", sparse, 1, {})
+    step, kept = optimizer.step("t", sparse, {})
     assert not kept
     assert step.positions is sparse.positions
     assert step.draw == sparse.draw
     torch.testing.assert_close(step.values, sparse.values * rate)
     # Everything else moves elements that nobody sent in this round.
     for o in (SGD["momentum"], *ADAPTIVE.values()):
-        assert ServerOptimizer(ServerOptimizerOptions(**o)).step("t", sparse, 1, {})[0].positions is None
+        assert ServerOptimizer(ServerOptimizerOptions(**o)).step("t", sparse, {})[0].positions is None
 
 
 def test_a_sparse_broadcast_stays_one():
@@ -327,6 +327,7 @@ def test_what_the_optimizer_keeps_is_the_servers_memory():
     for kind, o in EVERY.items():
         federation = Federation(build("fedavg"), optimizer=o).rounds(2)
         parts = {"sgd": (), "momentum": ("momentum",), "nesterov": ("momentum",)}.get(kind, ("first", "second"))
+        parts += ("steps",) if o.get("bias_correction") else ()
         assert set(federation.server.memory) == {f"optimizer/{part}/{key}" for part in parts for key in TABLE.shapes}
         assert set(federation.server.state.tensors) == set(TABLE.shapes)
 
@@ -384,3 +385,18 @@ def test_options_that_do_not_fit_are_refused(options, message):
 def test_a_rate_must_be_said():
     with pytest.raises(ValidationError, match="learning_rate"):
         ServerOptimizerOptions(name="sgd")
+
+
+@pytest.mark.parametrize("rule", ["adam", "yogi"])
+def test_the_bias_correction_counts_a_tensors_own_steps(rule):
+    """A tensor that moves in every other round, as FedSRD's factors do, is corrected as one that moves in each."""
+    o = {"name": rule, "learning_rate": 1.0, "bias_correction": True}
+    changes = changes_of((3, 2), 5, 7)
+    expected = [step.dense() for step in steps_of(o, changes)]
+    optimizer, memory, found = ServerOptimizer(ServerOptimizerOptions(**o)), {}, []
+    for change in changes:
+        step, kept = optimizer.step("t", SparseTensor.from_dense(torch.from_numpy(change)), memory)
+        found.append(step.dense())
+        _, other = optimizer.step("elsewhere", SparseTensor.from_dense(torch.from_numpy(change)), {**memory, **kept})
+        memory = {**memory, **kept, **other}
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))

@@ -9,8 +9,8 @@ change,
     v = beta2 v + (1 - beta2) Delta^2                     FedAdam
     x = x + eta m / (sqrt(v) + tau)
 
-v starts at tau^2. With `bias_correction` m and v start at zero and are divided by 1 - beta^t, as Adam's own authors do
-(Kingma and Ba, arXiv 1412.6980).
+v starts at tau^2. With `bias_correction` m and v start at zero and are divided by 1 - beta^t, t counting the tensor's
+own steps, as Adam's authors do (Kingma and Ba, arXiv 1412.6980).
 
 "sgd" is FedAvg with a server learning rate; with `momentum` FedAvgM (Hsu et al., arXiv 1909.06335), u = mu u + Delta,
 x = x + eta u; with `nesterov` DiLoCo's outer optimizer (Douillard et al., arXiv 2311.08105),
@@ -73,14 +73,13 @@ class ServerOptimizer:
         self.options = options
 
     def step(
-        self, name: str, aggregate: SparseTensor, round_number: int, memory: Mapping[str, Tensor]
+        self, name: str, aggregate: SparseTensor, memory: Mapping[str, Tensor]
     ) -> tuple[SparseTensor, dict[str, Tensor]]:
         """The step of one tensor, and what is to be kept for it.
 
         Args:
             name: the tensor's.
             aggregate: the clients' mean change of it.
-            round_number: from 1, for the bias correction.
             memory: what was kept of the last round, under names of any tensor.
 
         Returns:
@@ -95,10 +94,10 @@ class ServerOptimizer:
             velocity = memory[key] * o.momentum + mean if key in memory else mean
             ahead = mean + o.momentum * velocity if o.nesterov else velocity
             return SparseTensor.from_dense(o.learning_rate * ahead), {key: velocity}
-        return self._adaptive(name, mean, round_number, memory)
+        return self._adaptive(name, mean, memory)
 
     def _adaptive(
-        self, name: str, mean: Tensor, round_number: int, memory: Mapping[str, Tensor]
+        self, name: str, mean: Tensor, memory: Mapping[str, Tensor]
     ) -> tuple[SparseTensor, dict[str, Tensor]]:
         o = self.options
         keys = f"optimizer/first/{name}", f"optimizer/second/{name}"
@@ -111,10 +110,13 @@ class ServerOptimizer:
             second = before - (1 - o.beta2) * square * torch.sign(before - square)
         else:
             second = before * o.beta2 + (1 - o.beta2) * square
-        rate, root = o.learning_rate, second
+        rate, root, kept = o.learning_rate, second, {keys[0]: first, keys[1]: second}
         if o.bias_correction:
-            rate = o.learning_rate / (1 - o.beta1**round_number)
-            root = second / (1 - o.beta2**round_number)
+            # Steps of this tensor, not rounds: a method may move it in some rounds only.
+            steps = int(memory.get(f"optimizer/steps/{name}", torch.zeros(()))) + 1
+            kept[f"optimizer/steps/{name}"] = torch.tensor(float(steps))
+            rate = o.learning_rate / (1 - o.beta1**steps)
+            root = second / (1 - o.beta2**steps)
         # A large square may take Yogi's second moment below zero by a rounding.
         step = rate * first / (root.clamp(min=0).sqrt() + o.epsilon)
-        return SparseTensor.from_dense(step), {keys[0]: first, keys[1]: second}
+        return SparseTensor.from_dense(step), kept

@@ -3,8 +3,8 @@
 Kuo et al., "Federated LoRA with Sparse Communication" (arXiv 2406.05233). The server holds the dense factors theta; a
 client gets theta's elements of largest magnitude (zeros elsewhere), trains all of them, and sends its largest changes;
 the server takes their mean as a gradient for Adam (FedAdam, Reddi et al., arXiv 2003.00295), or for the
-recipe's [server_optimizer]. Shares are of the whole
-adapter, not of each matrix. As everybody can draw the common start, the first round's download is the whole start.
+recipe's [server_optimizer]. Shares are of the whole adapter, not of each matrix. As everybody can draw the common
+start, the first round's download is the whole start.
 
 What clients hold is the sparse download; what is evaluated and kept is theta, which never travels whole.
 """
@@ -50,7 +50,10 @@ class FLASCOptions(MethodOptions):
         moved = {"server_lr": "learning_rate", "beta1": "beta1", "beta2": "beta2", "epsilon": "epsilon"}
         for key, now in moved.items():
             if isinstance(given, dict) and key in given:
-                raise ValueError(f"{key} = {given[key]!r} has moved: [server_optimizer] {now} = {given[key]!r}")
+                raise ValueError(
+                    f"{key} = {given[key]!r} has moved: [server_optimizer] {now} = {given[key]!r}, beside FLASC's "
+                    'others: name = "adam", learning_rate = 2e-3, beta2 = 0.999, bias_correction = true'
+                )
         return given
 
 
@@ -82,7 +85,7 @@ class FLASC(Method):
         memory = {}
         for name, theta in self.model(state, context.memory).items():
             mean = SparseTensor.from_dense(add_weighted(torch.zeros(theta.shape), name, deltas, weights))
-            step, kept = optimizer.step(name, mean, context.round, context.memory)
+            step, kept = optimizer.step(name, mean, context.memory)
             made[name] = theta + step.dense()
             memory.update({**kept, f"theta/{name}": made[name]})
         return largest(made, self.options.down), memory

@@ -221,7 +221,7 @@ class Method(ABC):
                 if optimizer is None or not self.is_step(name):
                     yield name, found
                     continue
-                step, kept = optimizer.step(name, found, context.round, context.memory)
+                step, kept = optimizer.step(name, found, context.memory)
                 memory.update(kept)
                 yield name, step
 

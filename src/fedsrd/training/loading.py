@@ -67,7 +67,7 @@ def source_of(model_id: str, say: Say = silent) -> str:
 
 
 def commit_of(model_id: str, revision: str | None = None) -> str | None:
-    """The hub's commit that a model's config is of; None for a folder. Raises ModelError as `shape_table`."""
+    """The hub's commit that a model's config is of; None for a folder. Raises ModelError as `tensor_table`."""
     from transformers import AutoConfig
 
     source = source_of(model_id)
@@ -77,7 +77,7 @@ def commit_of(model_id: str, revision: str | None = None) -> str | None:
 
 
 def empty_model(model_id: str, revision: str | None = None, say: Say = silent) -> Any:
-    """A model without weights (meta device), from its config. Raises ModelError as `shape_table`."""
+    """A model without weights (meta device), from its config. Raises ModelError as `tensor_table`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = embedded.resolve(model_id, say)
