@@ -39,8 +39,10 @@ def test_a_loop_of_ones_own_with_peft(peft_model, method):
         with torch.no_grad():
             return sum(peft_model(input_ids=batch, labels=batch).loss.item() for batch in batches)
 
+    # A fifth of a tiny B is nearly singular.
+    options = {"method": method} | ({"damping": 0.1} if method.startswith("fedsrd") else {})
     before = loss()
-    server = fedsrd.Aggregator(get_peft_model_state_dict(peft_model), method=method)
+    server = fedsrd.Aggregator(get_peft_model_state_dict(peft_model), **options)
     replica = server.state
     for number in range(1, 4):
         payloads = []
@@ -48,10 +50,10 @@ def test_a_loop_of_ones_own_with_peft(peft_model, method):
             set_peft_model_state_dict(peft_model, replica)
             train(batch)
             after = get_peft_model_state_dict(peft_model)
-            delta = fedsrd.sparsify(replica, after, method=method, round=number, client=f"c{client}")
+            delta = fedsrd.sparsify(replica, after, round=number, client=f"c{client}", **options)
             payloads.append(fedsrd.encode(delta, replica, round=number, client=f"c{client}"))
         broadcast = server.close(payloads)
-        replica = fedsrd.apply(replica, broadcast, method=method)
+        replica = fedsrd.apply(replica, broadcast, **options)
         assert all(torch.equal(replica[name], tensor) for name, tensor in server.state.items())
         assert list(replica) == list(server.state)
     assert server.round == 3
@@ -97,7 +99,11 @@ def test_what_is_wrong_is_said_and_changes_nothing():
     good, late = update(small(0.5)), update(small(0.5), round=2)
     for payloads, kind, message in (
         ([], ValueError, "a round needs one at least"),
-        ([good, late], PayloadError, "payload 1: a uplink of round 2 for version 1: expected an uplink of round 1 for version 0"),
+        (
+            [good, late],
+            PayloadError,
+            "payload 1: a uplink of round 2 for version 1: expected an uplink of round 1 for version 0",
+        ),
         ([good[:-1]], PayloadError, ""),
         ([b"nonsense"], PayloadError, ""),
     ):
@@ -210,6 +216,8 @@ def test_a_method_that_needs_more_than_state_dicts_is_refused_everywhere(method,
 
 def test_a_server_optimizer_is_checked():
     with pytest.raises(RecipeError, match="makes no step that a server optimizer could change"):
-        fedsrd.Aggregator(small(), method="fedsrd", server="svd", server_optimizer={"name": "sgd", "learning_rate": 1.0})
-    with pytest.raises(ValueError, match="name"):
+        fedsrd.Aggregator(
+            small(), method="fedsrd", server="svd", server_optimizer={"name": "sgd", "learning_rate": 1.0}
+        )
+    with pytest.raises(RecipeError, match=r"server_optimizer.name = 'sdg': Input should be 'sgd', 'adam'"):
         fedsrd.Aggregator(small(), method="fedavg", server_optimizer={"name": "sdg"})

@@ -36,7 +36,7 @@ from fedsrd.errors import PayloadError
 from fedsrd.federation import transition
 from fedsrd.federation.setup import optimizer_of
 from fedsrd.federation.transition import FederationConfig
-from fedsrd.methods import Contribution, Method, MethodState, ServerOptimizerOptions, capabilities
+from fedsrd.methods import Contribution, Method, MethodState, capabilities
 from fedsrd.training.models import adapter_tensors, tensors_of_adapter
 
 StateDict = Mapping[str, Tensor]
@@ -161,10 +161,7 @@ class Aggregator:
     ) -> None:
         self._like = dict(state)
         tensors = _tensors(state)
-        chosen = None if server_optimizer is None else ServerOptimizerOptions.model_validate(dict(server_optimizer))
-        self._config = _config(method, options, TensorTable.of(tensors), seed, values, chosen)
-        if chosen is not None:
-            capabilities.check(self._config.method, capabilities.SERVER_OPTIMIZER)
+        self._config = _config(method, options, TensorTable.of(tensors), seed, values, server_optimizer)
         self._state = GlobalState(tensors)
         self._memory: MethodState = {}
 
@@ -224,7 +221,7 @@ def _config(
     table: TensorTable,
     seed: int,
     values: str = "float32",
-    optimizer: ServerOptimizerOptions | None = None,
+    optimizer: Mapping[str, Any] | None = None,
 ) -> FederationConfig:
     method = _method(name, options)
     downlink = wire.WireOptions(values=values)  # type: ignore[arg-type]

@@ -227,7 +227,7 @@ def test_a_state_out_of_a_file_lies_as_one_that_was_computed(tmp_path):
 
         client = Client("c", config, Trainer())
         client.restore(read.state, ClientMemory(read.clients["c"], 0))
-        update = client.train(again.task(), lambda *_: None)
+        update = client.train(again.task("c"), lambda *_: None)
         again.close_round([update])
         ends.add((update.payload, again.digest, str(bits(dict(client.memory.pending))), str(bits(dict(again.memory)))))
     assert len(ends) == 1

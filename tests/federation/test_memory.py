@@ -64,8 +64,8 @@ def damaged(payload):
 
 class World:
     """A server and four clients; `outcomes` says by client what becomes of its next answer, "good" by default:
-    "damaged" on the way, "silent" (trained, and no answer came in time), "loud" (above the norm bound), "killed" (before
-    it did anything), "died" (after it trained).
+    "damaged" on the way, "silent" (trained, and no answer came in time), "loud" (above the norm bound), "killed"
+    (before it did anything), "died" (after it trained).
 
     Attributes:
         away: clients that cannot be asked.
@@ -557,8 +557,7 @@ def test_an_old_message_changes_nothing_on_a_sites_disk():
     old = [
         message
         for message in world.grid.sent
-        if message.metadata.dst_node_id == world.nodes["c0"]
-        and header.kind_of(envelope_of(message.content)) == "train"
+        if message.metadata.dst_node_id == world.nodes["c0"] and header.kind_of(envelope_of(message.content)) == "train"
     ]
     assert len(old) == 3
     for message in old:

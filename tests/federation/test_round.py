@@ -57,7 +57,7 @@ def federation(name="fedsrd", counts=(10, 20, 30), weighting="uniform", poison=N
 
 
 def answers(server, clients):
-    return [client.train(server.task(), lambda step, loss: None) for client in clients]
+    return [client.train(server.task(client.name), lambda step, loss: None) for client in clients]
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -112,7 +112,10 @@ def test_an_update_that_its_number_type_cannot_hold_is_a_failure():
     server, clients = federation("fedavg", coding=wire.WireOptions(values="float16"), poison={"c1": 1e6})
     _, second, _ = found = answers(server, clients)
     assert isinstance(second, Failure)
-    assert "the update cannot be sent: layers.0.q_proj.lora_B.weight: a value of 1e+06 does not fit float16" in second.reason
+    assert (
+        "the update cannot be sent: layers.0.q_proj.lora_B.weight: a value of 1e+06 does not fit float16"
+        in second.reason
+    )
     assert len(server.close_round(found).accepted) == 2
 
 
@@ -179,7 +182,7 @@ def test_a_replica_that_drifted_refuses_to_train_and_to_apply():
     whole = clients[0].state
     clients[0].state = GlobalState({**whole.tensors, name: whole.tensors[name] + 1})
     with pytest.raises(FederationError, match="c0"):
-        clients[0].train(server.task(), lambda step, loss: None)
+        clients[0].train(server.task(clients[0].name), lambda step, loss: None)
     closed = server.close_round(good)
     with pytest.raises(FederationError, match="digest"):
         clients[0].apply(closed.broadcast, counted=True)

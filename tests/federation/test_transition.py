@@ -50,9 +50,7 @@ class Inputs:
         self.config, self.server = federation.config, federation.server
         self.state, self.memory = federation.server.state, federation.server.memory
         tasks = [federation.server.task(client.name) for client in federation.clients]
-        updates = [
-            client.train(task, lambda *_: None) for client, task in zip(federation.clients, tasks, strict=True)
-        ]
+        updates = [client.train(task, lambda *_: None) for client, task in zip(federation.clients, tasks, strict=True)]
         self.payloads = [update.payload for update in updates]
         self.contributions = [
             Contribution(update.client, transition.read_update(self.config, self.state, update.payload), 0.5)
@@ -164,8 +162,7 @@ def test_server_and_clients_hold_one_state_and_only_bytes_passed_between_them(na
         replica = transition.advance(config, replica, closed.payload, 2)
         assert bits(replica) == bits(server.state)
         assert {key: bits(s.dense()) for key, s in closed.sent.items()} == {
-            key: bits(s.dense())
-            for key, s in wire.decode_delta(closed.payload, config.downlink_table(2))[1].items()
+            key: bits(s.dense()) for key, s in wire.decode_delta(closed.payload, config.downlink_table(2))[1].items()
         }
 
 

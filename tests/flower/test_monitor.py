@@ -64,9 +64,7 @@ def test_an_answer_that_is_left_out_says_so():
     monitor = Monitor(console, 5)
     monitor.event("asked", client="a", round=2, bytes=0)
     monitor.event("answered", client="a", round=2, bytes=4096, seconds=1.0, loss=2.5)
-    monitor.round_done(
-        RECORD.model_copy(update={"round": 2, "rejected": {"a": "its norm is too large"}, "eval": {}})
-    )
+    monitor.round_done(RECORD.model_copy(update={"round": 2, "rejected": {"a": "its norm is too large"}, "eval": {}}))
     assert "left out: its norm is too large" in console.file.getvalue()
 
 

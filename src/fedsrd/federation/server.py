@@ -118,10 +118,9 @@ class Server:
         start = self.state if self.version == 0 and self.seeded else self.config.start()
         return Start(wire.encode_start(self.config.seed, self.config.state_table), start.digest)
 
-    def task(self, client: str | None = None) -> TrainTask:
-        """The next round's task; for a client that may be behind, with what it lacks."""
-        sync = Sync() if client is None else self.sync(client)
-        return TrainTask(self.version + 1, self.version, self.digest, sync)
+    def task(self, client: str) -> TrainTask:
+        """The next round's task for a client, with what it lacks."""
+        return TrainTask(self.version + 1, self.version, self.digest, self.sync(client))
 
     def sync(self, client: str) -> Sync:
         """What brings a client from the version that it is known to hold to the newest, in the fewest bytes."""

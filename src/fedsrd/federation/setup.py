@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pydantic import ValidationError
+
 from fedsrd import methods
 from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import RecipeError
@@ -14,7 +16,7 @@ from fedsrd.federation.server import Server
 from fedsrd.federation.session import Assets, Observer, check_data
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import ServerOptimizer, ServerOptimizerOptions, capabilities
-from fedsrd.recipe import Recipe
+from fedsrd.recipe import Recipe, explain
 from fedsrd.runs.folder import RunFolder
 
 
@@ -60,7 +62,7 @@ def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[TensorTab
     for data, owner in sections:
         assets.get(partial(check_data, data, owner), "checked", data)
     _check_ranks(recipe)
-    _check_optimizer(recipe)
+    optimizer_of(method_of(recipe.method), recipe.server_optimizer)
     for name in recipe.evaluation.benchmarks:
         embedded.named(name)
     loading.pick_device(recipe.model.device)
@@ -90,8 +92,21 @@ def method_of(chosen: Mapping[str, Any]) -> methods.Method:
     return kind(kind.Options.model_validate({key: value for key, value in chosen.items() if key != "name"}))
 
 
-def optimizer_of(method: methods.Method, chosen: ServerOptimizerOptions | None) -> ServerOptimizer | None:
-    """The server optimizer: the one that was chosen, else the method's own, else none."""
+def optimizer_of(
+    method: methods.Method, chosen: ServerOptimizerOptions | Mapping[str, Any] | None
+) -> ServerOptimizer | None:
+    """The server optimizer: the one that was chosen, else the method's own, else none.
+
+    Raises:
+        RecipeError: a key of it is wrong, or the method makes no step.
+    """
+    if chosen is not None:
+        capabilities.check(method, capabilities.SERVER_OPTIMIZER, "server_optimizer")
+    if isinstance(chosen, Mapping):
+        try:
+            chosen = ServerOptimizerOptions.model_validate(dict(chosen))
+        except ValidationError as error:
+            raise RecipeError("\n".join(explain(error, "server_optimizer."))) from None
     options = chosen or method.default_optimizer
     return None if options is None else ServerOptimizer(options)
 
@@ -132,9 +147,3 @@ def _check_ranks(recipe: Recipe) -> None:
             )
         where = f"client {entry.name}: rank = {entry.rank}, of lora.rank = {recipe.lora.rank}"
         capabilities.check(method_of(recipe.method), capabilities.LOWER_RANKS, where)
-
-
-def _check_optimizer(recipe: Recipe) -> None:
-    if recipe.server_optimizer is not None:
-        where = f"server_optimizer.name = {recipe.server_optimizer.name!r}"
-        capabilities.check(method_of(recipe.method), capabilities.SERVER_OPTIMIZER, where)

@@ -25,7 +25,7 @@ from fedsrd.federation.server import Server
 from fedsrd.federation.setup import method_of, optimizer_of
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.flower.engine import FlowerEngine
-from fedsrd.methods import ServerOptimizerOptions, capabilities
+from fedsrd.methods import capabilities
 from fedsrd.recipe import ParticipationSection, WireSection
 from fedsrd.training.models import adapter_tensors, tensors_of_adapter
 
@@ -70,11 +70,7 @@ class FedSRD(Strategy):
         self._chosen = {"name": method, **(options or {})}
         self.method = method_of(self._chosen)
         capabilities.check(self.method, capabilities.STRATEGY, f"method = {method!r}")
-        if server_optimizer is not None:
-            capabilities.check(self.method, capabilities.SERVER_OPTIMIZER, "server_optimizer")
-        self._optimizer = optimizer_of(
-            self.method, None if server_optimizer is None else ServerOptimizerOptions.model_validate(server_optimizer)
-        )
+        self._optimizer = optimizer_of(self.method, server_optimizer)
         self.participation = ParticipationSection(
             fraction=fraction_train, minimum=min_train_nodes, norm_bound=norm_bound, attempts=attempts
         )
