@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsrd.core.tensors import SparseTensor, aligned
+from fedsrd.core.tensors import SparseTensor
 
 with warnings.catch_warnings():
     # torch says once that compressed rows are "in beta state"; here, where nobody hears it.
@@ -33,7 +33,7 @@ def to_csr(sparse: SparseTensor, *, transposed: bool = False) -> Tensor:
             [3.]])
     """
     if sparse.positions is None or sparse.count > DENSE_FROM * sparse.elements:
-        dense = aligned(sparse.dense())
+        dense = sparse.dense()
         return dense.T if transposed else dense
     rows, columns = sparse.shape
     positions = sparse.positions.numpy()
@@ -41,19 +41,22 @@ def to_csr(sparse: SparseTensor, *, transposed: bool = False) -> Tensor:
         positions = positions.astype(np.int32)  # division is twice as fast
     row = positions // columns
     column = positions - row * columns
-    values = sparse.values.numpy()
+    values = sparse.values
     if transposed:
         # Few bits sort by counting, and a stable sort keeps the rows within a column in order.
         narrow = np.uint8 if columns <= 1 << 8 else np.uint16 if columns <= 1 << 16 else np.int64
         order = np.argsort(column.astype(narrow), kind="stable")
-        row, column, values = column, row[order], values[order]
+        # Gathered by numpy, which is faster, into torch's memory, which is aligned.
+        values = torch.empty_like(values)
+        values.numpy()[...] = sparse.values.numpy()[order]
+        row, column = column, row[order]
         rows, columns = columns, rows
     starts = np.zeros(rows + 1, dtype=np.int32)
     np.cumsum(np.bincount(row, minlength=rows), out=starts[1:])
     return torch.sparse_csr_tensor(
         torch.from_numpy(starts),
         torch.from_numpy(column.astype(np.int32, copy=False)),
-        aligned(torch.from_numpy(values)),
+        values,
         (rows, columns),
         check_invariants=False,
     )
