@@ -131,7 +131,7 @@ class Session:
         if round_number in (0, self.recipe.rounds):
             if self.recipe.evaluation.benchmarks:
                 found["benchmarks"] = self._benchmarks(round_number, tensors, base)
-            if self.recipe.evaluation.samples:
+            if self.recipe.evaluation.samples and self._asked:
                 self.observer.activity(round_number, "samples", 0, len(self._asked))
                 found["samples"] = self._samples(tensors, base)
         return found
