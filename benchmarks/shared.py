@@ -40,6 +40,7 @@ def main() -> None:
         alone = max(_seconds(1, settings, given))
         beside = max(_seconds(2, settings, given))
         result.rows.append([way, round(alone, 1), round(beside, 1), round(beside / alone, 2)])
+        print(*result.rows[-1], file=sys.stderr)
     result.notes.append(
         "SmolLM2-135M, the demo's recipe; two runs on as many cores cannot take less than twice as long."
     )
@@ -55,6 +56,7 @@ def _seconds(processes: int, settings: dict[str, str], given: argparse.Namespace
         "training.steps": given.steps,
         "evaluation.benchmarks": [],
         "evaluation.sets": [],
+        "evaluation.samples": 0,
     }
     options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     with tempfile.TemporaryDirectory() as scratch:
