@@ -59,24 +59,28 @@ def threshold(keep: float) -> int:
     return round(keep * (1 << 32))
 
 
-def keep_mask(count: int, keep: float, seed: int, *names: str | int) -> np.ndarray:
+def keep_mask(count: int, keep: float, seed: int, *names: str | int, first: float = 0.0) -> np.ndarray:
     """Independent draws that are True with probability `keep`. Shape (count,), dtype bool.
 
-    An element is kept when its 32-bit word lies under `threshold(keep)`, so the mask follows from the seed, the names
-    and `keep` alone.
+    An element is kept when its 32-bit word lies from `threshold(first)` to below `threshold(first + keep)`, so the mask
+    follows from the seed, the names, `keep` and `first` alone, and masks of ranges that do not overlap have no element
+    in common.
 
     Raises:
-        ValueError: `keep` is not in [0, 1].
+        ValueError: `keep` is not in [0, 1], or `first + keep` is not.
 
     >>> keep_mask(4, 1.0, 0, "mask").tolist()
     [True, True, True, True]
     """
     if not 0.0 <= keep <= 1.0:
         raise ValueError(f"keep {keep}: expected a probability in [0, 1]")
-    under = threshold(keep)
-    if under >= 1 << 32:
+    if not 0.0 <= first <= first + keep <= 1.0:
+        raise ValueError(f"first {first}, keep {keep}: expected a range within [0, 1]")
+    low, high = threshold(first), threshold(first + keep)
+    if high - low >= 1 << 32:
         return np.ones(count, dtype=bool)
-    return words(count, seed, *names) < np.uint32(under)
+    drawn = words(count, seed, *names)
+    return drawn - np.uint32(low) < np.uint32(high - low) if low else drawn < np.uint32(high)
 
 
 def fraction(count: int, seed: int, *names: str | int) -> np.ndarray:

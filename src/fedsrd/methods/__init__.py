@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 
 from fedsrd.core.server_optimizer import ServerOptimizer, ServerOptimizerOptions
 from fedsrd.methods.method import (
+    Aggregate,
     ClientContext,
     Contribution,
     Method,
@@ -21,6 +22,7 @@ from fedsrd.methods.method import (
 from fedsrd.methods.registry import get, names, register
 
 __all__ = [
+    "Aggregate",
     "ClientContext",
     "Contribution",
     "Method",

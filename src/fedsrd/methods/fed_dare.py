@@ -13,9 +13,17 @@ from pydantic import Field
 from fedsrd import rng
 from fedsrd.core.decompose import sparsify_at_random
 from fedsrd.core.local_plan import LocalPlan
-from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, difference
-from fedsrd.methods.fedavg import mean
-from fedsrd.methods.method import ClientContext, Contribution, Method, MethodOptions, MethodState, ServerContext
+from fedsrd.core.tensors import Delta, GlobalState, Tensors, difference
+from fedsrd.methods.fedavg import aggregates, mean
+from fedsrd.methods.method import (
+    Aggregate,
+    ClientContext,
+    Contribution,
+    Method,
+    MethodOptions,
+    MethodState,
+    ServerContext,
+)
 from fedsrd.methods.registry import register
 
 
@@ -48,12 +56,10 @@ class FedDARE(Method):
 
     def aggregate(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
+    ) -> Iterable[Aggregate]:
         """sum_i p_i delta_i."""
-        return mean(state, contributions).items()
+        return aggregates(mean(state, contributions))
 
-    def aggregate_sum(
-        self, state: GlobalState, total: Delta, context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
+    def aggregate_sum(self, state: GlobalState, total: Delta, context: ServerContext) -> Iterable[Aggregate]:
         """The sum itself."""
-        return total.items()
+        return aggregates(total)

@@ -22,7 +22,15 @@ from torch import Tensor
 
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, add_weighted, dense_delta
-from fedsrd.methods.method import ClientContext, Contribution, Method, MethodOptions, MethodState, ServerContext
+from fedsrd.methods.method import (
+    Aggregate,
+    ClientContext,
+    Contribution,
+    Method,
+    MethodOptions,
+    MethodState,
+    ServerContext,
+)
 from fedsrd.methods.registry import register
 
 
@@ -67,24 +75,12 @@ class FedDyn(Method):
 
     def aggregate(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
+    ) -> Iterable[Aggregate]:
         """Sum p_i (theta_i - theta_global) - h / alpha, with the new h."""
         deltas, weights = [one.delta for one in contributions], [one.weight for one in contributions]
+        share = -self.options.alpha / max(context.clients, len(deltas))
         for name, tensor in state.tensors.items():
             mean = add_weighted(torch.zeros(tensor.shape), name, deltas, weights)
-            yield name, SparseTensor.from_dense(mean - self._next(name, tensor, deltas, context) / self.options.alpha)
-
-    def server_update(
-        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
-    ) -> tuple[Delta, MethodState]:
-        """As any method's; and the new h is kept."""
-        delta, memory = super().server_update(state, contributions, context)
-        deltas = [one.delta for one in contributions]
-        h = {f"h/{name}": self._next(name, tensor, deltas, context) for name, tensor in state.tensors.items()}
-        return delta, {**memory, **h}
-
-    def _next(self, name: str, like: Tensor, deltas: Sequence[Delta], context: ServerContext) -> Tensor:
-        """H <- h - alpha / N sum_i delta_i."""
-        share = -self.options.alpha / max(context.clients, len(deltas))
-        before = context.memory.get(f"h/{name}", torch.zeros_like(like))
-        return add_weighted(before.clone(), name, deltas, [share] * len(deltas))
+            before = context.memory.get(f"h/{name}", torch.zeros(tensor.shape))
+            h = add_weighted(before.clone(), name, deltas, [share] * len(deltas))
+            yield Aggregate(name, SparseTensor.from_dense(mean - h / self.options.alpha), {f"h/{name}": h})

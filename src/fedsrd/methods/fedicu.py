@@ -23,7 +23,15 @@ from fedsrd.core import sparsify
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, add_weighted, dense_delta, difference
 from fedsrd.methods.fedavg import mean
-from fedsrd.methods.method import ClientContext, Contribution, Method, MethodOptions, MethodState, ServerContext
+from fedsrd.methods.method import (
+    Aggregate,
+    ClientContext,
+    Contribution,
+    Method,
+    MethodOptions,
+    MethodState,
+    ServerContext,
+)
 from fedsrd.methods.registry import register
 
 
@@ -60,7 +68,7 @@ class FedICUStyle(Method):
 
     def aggregate(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
+    ) -> Iterable[Aggregate]:
         """Consensus plus weighed divergence, at the elements that any client sent."""
         deltas = [one.delta for one in contributions]
         for name, average in mean(state, contributions).items():
@@ -76,7 +84,7 @@ class FedICUStyle(Method):
             add_weighted(total, name, deltas, [pull * share for share in shares])
             flat = total.reshape(-1)
             values = flat if average.positions is None else flat[average.positions]
-            yield name, SparseTensor(average.shape, average.positions, values)
+            yield Aggregate(name, SparseTensor(average.shape, average.positions, values))
 
 
 def _norm(matrix: torch.Tensor) -> float:

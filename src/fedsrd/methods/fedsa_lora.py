@@ -11,8 +11,8 @@ from dataclasses import replace
 from fedsrd.core import lora
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, difference
-from fedsrd.methods.fedavg import mean
-from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, ServerContext
+from fedsrd.methods.fedavg import aggregates, mean
+from fedsrd.methods.method import Aggregate, ClientContext, Contribution, Method, MethodState, ServerContext
 from fedsrd.methods.registry import register
 
 
@@ -39,6 +39,6 @@ class FedSALoRA(Method):
 
     def aggregate(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
+    ) -> Iterable[Aggregate]:
         """sum_i p_i dA_i."""
-        return mean(state, contributions).items()
+        return aggregates(mean(state, contributions))

@@ -21,13 +21,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedsrd import rng
-from fedsrd.core import decompose, lora, sparsify
+from fedsrd.core import decompose, feedback, lora, sparsify
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.lora import tensor_name
 from fedsrd.core.reconstruct import Mean, best_pair
-from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, dense_delta
-from fedsrd.methods.fedavg import mean
-from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, ServerContext
+from fedsrd.core.tensors import Delta, Draw, GlobalState, SparseTensor, Tensors, dense_delta
+from fedsrd.methods.fedavg import ServerFeedback, aggregates, mean
+from fedsrd.methods.method import Aggregate, ClientContext, Contribution, Method, MethodState, ServerContext
 from fedsrd.methods.registry import register
 from fedsrd.methods.sparsifier import Fraction, SparsifierOptions, sparse, sparse_update
 
@@ -49,6 +49,7 @@ class FedSRDOptions(SparsifierOptions):
             change of this round's factor, ((B + dB_i)(A + dA_i) - B A) A^+ or its mirror image. Without the projection
             the server's step is linear in the clients' weights, so the mean of these is the same step, and a server
             that sees only their sum can make it (FedSRD-e).
+        server_feedback: "ef14" keeps what a broadcast does not say for the next one; then nothing is rescaled.
     """
 
     server: Literal["alternate", "svd", "average"] = "alternate"
@@ -58,6 +59,7 @@ class FedSRDOptions(SparsifierOptions):
     cutoff: Fraction = 1e-6
     damping: Annotated[float, Field(ge=0)] = 0.0
     decompose_at: Literal["server", "client"] = "server"
+    server_feedback: ServerFeedback = "none"
 
     @model_validator(mode="after")
     def _is_linear_at_the_client(self) -> "FedSRDOptions":
@@ -93,30 +95,41 @@ class FedSRD(Method):
         """The chosen elements of dB and dA; of this round's factor alone where clients decompose."""
         before = plan.start
         if self.options.decompose_at == "server":
-            return sparse_update(before, after, self.options, context), {}
+            return sparse_update(before, after, self.options, context)
         own = Contribution(context.client, dense_delta(after, before), 1.0)
         # The other factor stays, so importance weighs with that of the global state.
-        return sparse(self._moved(before, [own], context.round), before, before, self.options, context), {}
+        return sparse(self._moved(before, [own], context.round), before, before, self.options, context)
 
     def aggregate(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
+    ) -> Iterable[Aggregate]:
         """The dense change of this round's factor, module by module, so that memory holds one module's products."""
         if self.options.server == "average" or self.linear:
-            return mean(state, contributions).items()
+            return aggregates(mean(state, contributions))
         moved = self._moved(state.tensors, contributions, context.round)
-        return ((name, SparseTensor.from_dense(change)) for name, change in moved)
+        return (Aggregate(name, SparseTensor.from_dense(change)) for name, change in moved)
 
-    def aggregate_sum(
-        self, state: GlobalState, total: Delta, context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
+    def aggregate_sum(self, state: GlobalState, total: Delta, context: ServerContext) -> Iterable[Aggregate]:
         """The sum itself, where clients decompose."""
-        return total.items() if self.linear else super().aggregate_sum(state, total, context)
+        return aggregates(total) if self.linear else super().aggregate_sum(state, total, context)
 
-    def compress(self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext) -> Delta:
-        """A part of the elements, at random or by importance."""
+    def compress(
+        self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext
+    ) -> tuple[Delta, MethodState]:
+        """A part of the elements, at random or by importance; with feedback, of the step and what was not sent of
+        earlier ones.
+        """
         seed = rng.integer(context.seed, "download mask", context.round)
-        return {name: self._thinned(name, step.dense(), state.tensors, seed) for name, step in steps}
+        how = self.options.server_feedback
+        sent, wanted = {}, {}
+        for name, step in steps:
+            whole = feedback.compensated(how, name, step.dense(), context.memory)
+            if how != "none":
+                wanted[name] = whole
+            sent[name] = self._thinned(name, whole, state.tensors, seed)
+        if how == "none":
+            return sent, {}
+        return sent, feedback.remembered(how, wanted, context.received(sent), {})
 
     def _moved(
         self, tensors: Tensors, contributions: Sequence[Contribution], round_number: int
@@ -141,11 +154,15 @@ class FedSRD(Method):
         options = self.options
         if options.download == "none" or options.download_sparsity == 0:
             return SparseTensor.from_dense(moved)
+        keep = 1.0 - options.download_sparsity
+        if options.download == "random" and options.server_feedback != "none":
+            return SparseTensor.from_draw(moved, name, Draw(seed, keep))
         if options.download == "random":
-            return decompose.sparsify_at_random(moved, name, seed, 1.0 - options.download_sparsity)
+            return decompose.sparsify_at_random(moved, name, seed, keep)
         scores = sparsify.importance(name, moved, tensors, tensors)
         pruned = sparsify.prune(moved, scores, options.download_sparsity)
-        return sparsify.rescale(pruned, moved, options.rescale, options.rescale_cap)
+        how = "none" if options.server_feedback != "none" else options.rescale
+        return sparsify.rescale(pruned, moved, how, options.rescale_cap)
 
 
 class FedSRDeOptions(FedSRDOptions):

@@ -7,9 +7,10 @@ pure: everything that a round depends on is in the arguments, what must outlive 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -96,6 +97,20 @@ class Contribution:
     rank: int | None = None
 
 
+class Aggregate(NamedTuple):
+    """The clients' updates of one tensor as one change.
+
+    Attributes:
+        name: of the tensor.
+        change: the aggregate.
+        kept: new entries of the server's state.
+    """
+
+    name: str
+    change: SparseTensor
+    kept: MethodState = MappingProxyType({})
+
+
 class Method(ABC):
     """One federated method.
 
@@ -174,7 +189,7 @@ class Method(ABC):
 
     def aggregate(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
+    ) -> Iterable[Aggregate]:
         """The clients' updates as one change, tensor by tensor, so that memory need not hold all at once.
 
         Args:
@@ -184,9 +199,7 @@ class Method(ABC):
         """
         raise NotImplementedError(f"{self.name} makes its broadcast in server_update")
 
-    def aggregate_sum(
-        self, state: GlobalState, total: Delta, context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
+    def aggregate_sum(self, state: GlobalState, total: Delta, context: ServerContext) -> Iterable[Aggregate]:
         """As `aggregate`, from sum_i p_i delta_i alone, for methods that are `linear`."""
         raise NotImplementedError(f"{self.name} is not linear: it needs every client's own update")
 
@@ -194,9 +207,13 @@ class Method(ABC):
         """Whether the server optimizer changes this tensor's aggregate."""
         return True
 
-    def compress(self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext) -> Delta:
-        """What is broadcast of the step, tensor by tensor: all of it, unless a method says otherwise."""
-        return dict(steps)
+    def compress(
+        self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext
+    ) -> tuple[Delta, MethodState]:
+        """What is broadcast of the step, tensor by tensor, and new entries of the server's state: all of the step and
+        no entry, unless a method says otherwise.
+        """
+        return dict(steps), {}
 
     def server_update(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
@@ -211,21 +228,23 @@ class Method(ABC):
         return self._broadcast(state, self.aggregate_sum(state, total, context), context)
 
     def _broadcast(
-        self, state: GlobalState, aggregate: Iterable[tuple[str, SparseTensor]], context: ServerContext
+        self, state: GlobalState, aggregates: Iterable[Aggregate], context: ServerContext
     ) -> tuple[Delta, MethodState]:
         memory = dict(context.memory)
         optimizer = context.optimizer
 
-        def steps() -> Iterable[tuple[str, SparseTensor]]:
-            for name, found in aggregate:
-                if optimizer is None or not self.is_step(name):
-                    yield name, found
-                    continue
-                step, kept = optimizer.step(name, found, context.round, context.memory)
+        def steps() -> Iterator[tuple[str, SparseTensor]]:
+            for name, change, kept in aggregates:
                 memory.update(kept)
+                if optimizer is None or not self.is_step(name):
+                    yield name, change
+                    continue
+                step, moments = optimizer.step(name, change, context.round, context.memory)
+                memory.update(moments)
                 yield name, step
 
-        return self.compress(state, steps(), context), memory
+        delta, kept = self.compress(state, steps(), context)
+        return delta, {**memory, **kept}
 
     def apply(self, state: GlobalState, broadcast: Delta, context: RoundContext) -> GlobalState:
         """The next global state, computed alike by the server and by every client."""

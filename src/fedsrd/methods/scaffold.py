@@ -23,7 +23,8 @@ from torch import Tensor
 
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, TensorSpec, TensorTable, average, dense_delta
-from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, ServerContext
+from fedsrd.methods.fedavg import aggregates
+from fedsrd.methods.method import Aggregate, ClientContext, Contribution, Method, MethodState, ServerContext
 from fedsrd.methods.registry import register
 
 CONTROL = ".control"
@@ -87,13 +88,13 @@ class Scaffold(Method):
 
     def aggregate(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
+    ) -> Iterable[Aggregate]:
         """Sum p_i of the model's changes; |S| / N times the plain mean of the control variates'."""
         deltas = [one.delta for one in contributions]
         model = list(self.model(state, {}))
-        yield from average(model, deltas, [one.weight for one in contributions]).items()
+        yield from aggregates(average(model, deltas, [one.weight for one in contributions]))
         share = 1.0 / max(context.clients, len(contributions))
-        yield from average([name + CONTROL for name in model], deltas, [share] * len(deltas)).items()
+        yield from aggregates(average([name + CONTROL for name in model], deltas, [share] * len(deltas)))
 
     def is_step(self, name: str) -> bool:
         """Of the model's tensors, not of control variates."""

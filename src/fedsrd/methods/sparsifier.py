@@ -5,18 +5,19 @@ paper's ablations, and what it plugs into FedAvg.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedsrd import rng
-from fedsrd.core import sparsify
+from fedsrd.core import feedback, sparsify
+from fedsrd.core.feedback import Feedback
 from fedsrd.core.tensors import Delta, Draw, SparseTensor, Tensors, difference
-from fedsrd.methods.method import ClientContext, MethodOptions
+from fedsrd.methods.method import ClientContext, MethodOptions, MethodState
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Sparsifier = Literal["dense", "importance", "magnitude", "random"]
+Sparsifier = Literal["dense", "importance", "magnitude", "random", "cyclic"]
 
 
 class SparsifierOptions(MethodOptions):
@@ -24,13 +25,18 @@ class SparsifierOptions(MethodOptions):
 
     Attributes:
         sparsifier: "importance" keeps the elements that move the full weight most, "magnitude" the largest, "random"
-            any; "dense" sends all.
+            any; "cyclic" the same part for all clients, another one every round, each element once in `period` rounds;
+            "dense" sends all.
         ratio: "adaptive" drops alpha + 0.1 ln(kurtosis of the scores) of each matrix, "fixed" drops alpha. A random
             sparsifier takes the adaptive ratio from the importance.
         alpha: base ratio of elements to drop (the paper: 0.85 to 0.9).
         upper: largest ratio of one matrix.
         rescale: "l1" gives kept elements the whole delta's L1 norm (the authors' program); "none" leaves them.
         rescale_cap: largest factor of the L1 rescale.
+        period: of the cyclic sparsifier, in rounds.
+        feedback: what becomes of what is not sent: "none" loses it, "ef14" keeps it for the next update, "ef21" sends
+            differences to what the server knows already (`core.feedback`).
+        decay: by which ef14's residual is multiplied every round.
     """
 
     sparsifier: Sparsifier = "importance"
@@ -39,6 +45,9 @@ class SparsifierOptions(MethodOptions):
     upper: Fraction = 0.99
     rescale: sparsify.Rescale = "l1"
     rescale_cap: Annotated[float, Field(ge=1)] = 10.0
+    period: Annotated[int, Field(ge=1)] = 3
+    feedback: Feedback = "none"
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="before")
     @classmethod
@@ -47,9 +56,21 @@ class SparsifierOptions(MethodOptions):
             raise ValueError(f"uplink = {given['uplink']!r} is now called sparsifier")
         return given
 
+    @model_validator(mode="after")
+    def _loses_or_keeps(self) -> Self:
+        pruned = self.sparsifier in ("importance", "magnitude", "random")
+        if self.feedback != "none" and pruned and self.rescale != "none":
+            raise ValueError(
+                f'feedback = "{self.feedback}" with rescale = "{self.rescale}": what is kept for later would be sent '
+                'twice; expected rescale = "none"'
+            )
+        return self
 
-def sparse_update(before: Tensors, after: Tensors, options: SparsifierOptions, context: ClientContext) -> Delta:
-    """The chosen elements of every tensor's change. A tensor at a time: no copy of all is made."""
+
+def sparse_update(
+    before: Tensors, after: Tensors, options: SparsifierOptions, context: ClientContext
+) -> tuple[Delta, MethodState]:
+    """The chosen elements of every tensor's change, and what is kept. Without feedback no copy of all is made."""
     return sparse(difference(after, before), before, after, options, context)
 
 
@@ -59,21 +80,45 @@ def sparse(
     after: Tensors,
     options: SparsifierOptions,
     context: ClientContext,
-) -> Delta:
-    """The chosen elements of each change; `before` and `after` weigh their importance (`core.sparsify.importance`)."""
-    if options.sparsifier == "dense":
-        return {name: SparseTensor.from_dense(delta) for name, delta in changes}
-    seed = rng.integer(context.seed, "uplink", context.round, context.client)
-    kept = {}
+) -> tuple[Delta, MethodState]:
+    """The chosen elements of each change, and what is kept of the rest; `before` and `after` weigh their importance
+    (`core.sparsify.importance`).
+    """
+    how = options.feedback
+    sent: dict[str, SparseTensor] = {}
+    wanted: dict[str, Tensor] = {}
     for name, delta in changes:
-        by_magnitude = options.sparsifier == "magnitude"
-        scores = delta.abs() if by_magnitude else sparsify.importance(name, delta, before, after)
-        ratio = min(options.alpha, options.upper)
-        if options.ratio == "adaptive":
-            ratio = sparsify.adaptive_ratio(scores, options.alpha, options.upper)
-        if options.sparsifier == "random" and ratio > 0:
-            pruned = SparseTensor.from_draw(delta, name, Draw(seed, 1.0 - ratio))
-        else:
-            pruned = sparsify.prune(delta, scores, ratio)
-        kept[name] = sparsify.rescale(pruned, delta, options.rescale, options.rescale_cap)
-    return kept
+        whole = feedback.compensated(how, name, delta, context.memory, options.decay)
+        if how != "none":
+            wanted[name] = whole
+        sent[name] = _chosen(name, whole, before, after, options, context)
+    if how == "none":
+        return sent, {}
+    return sent, feedback.remembered(how, wanted, context.received(sent), context.memory)
+
+
+def cyclic(round_number: int, period: int, seed: int) -> Draw:
+    """The round's part of a division of all elements into `period` parts, the same for everybody."""
+    part = round_number % period
+    first, end = part / period, (part + 1) / period
+    return Draw(rng.integer(seed, "cycle"), end - first, first)
+
+
+def _chosen(
+    name: str, delta: Tensor, before: Tensors, after: Tensors, options: SparsifierOptions, context: ClientContext
+) -> SparseTensor:
+    if options.sparsifier == "dense" or (options.sparsifier == "cyclic" and options.period == 1):
+        return SparseTensor.from_dense(delta)
+    if options.sparsifier == "cyclic":
+        return SparseTensor.from_draw(delta, name, cyclic(context.round, options.period, context.seed))
+    by_magnitude = options.sparsifier == "magnitude"
+    scores = delta.abs() if by_magnitude else sparsify.importance(name, delta, before, after)
+    ratio = min(options.alpha, options.upper)
+    if options.ratio == "adaptive":
+        ratio = sparsify.adaptive_ratio(scores, options.alpha, options.upper)
+    if options.sparsifier == "random" and ratio > 0:
+        seed = rng.integer(context.seed, "uplink", context.round, context.client)
+        pruned = SparseTensor.from_draw(delta, name, Draw(seed, 1.0 - ratio))
+    else:
+        pruned = sparsify.prune(delta, scores, ratio)
+    return sparsify.rescale(pruned, delta, options.rescale, options.rescale_cap)

@@ -115,7 +115,7 @@ class Quantised:
         header = Header(kind, chosen, number if parts else 0, block, round_number, version, self.table.digest)
         body = [_pack_travels(self.table, parts)]
         if self._draw is not None and any(part.travels is Travels.DRAWN for part in parts):
-            body.append(struct.pack("<QI", self._draw.seed, rng.threshold(self._draw.keep)))
+            body.append(struct.pack("<QII", self._draw.seed, *_range(self._draw)))
         body.append(positions)
         if parts:
             body.append(codec.pack([part.numbers for part in parts], raw=self.options.exponents == "raw"))
@@ -146,7 +146,7 @@ def quantise(delta: Delta, table: TensorTable, options: WireOptions | None = Non
     for spec in table.specs:
         sparse = delta.get(spec.name)
         if sparse is not None and sparse.count:
-            part = _part(spec, sparse, codec, block, draw, seed)
+            part = _part(spec, sparse, codec, block, draw, seed, options.rounding == "random")
             if part.travels is not Travels.NOT:
                 parts.append(part)
     return Quantised(table, options, parts, (number, codec), block, draw)
@@ -247,10 +247,23 @@ def _common_draw(delta: Delta) -> Draw | None:
     return next((draw for draw in draws if draw is not None and 0 < rng.threshold(draw.keep) < 1 << 32), None)
 
 
-def _part(spec: TensorSpec, sparse: SparseTensor, codec: ValueCodec, block: int, draw: Draw | None, seed: int) -> _Part:
+def _range(draw: Draw) -> tuple[int, int]:
+    """The first and the last 32-bit word that a draw keeps."""
+    return rng.threshold(draw.first), rng.threshold(draw.first + draw.keep) - 1
+
+
+def _part(
+    spec: TensorSpec,
+    sparse: SparseTensor,
+    codec: ValueCodec,
+    block: int,
+    draw: Draw | None,
+    seed: int,
+    at_random: bool,
+) -> _Part:
     values = sparse.values.detach().cpu().numpy()
     positions = None if sparse.positions is None else sparse.positions.cpu().numpy()
-    uniform = rng.fraction(len(values), seed, "rounding", spec.name) if codec.scaled else None
+    uniform = rng.fraction(len(values), seed, "rounding", spec.name) if codec.scaled and at_random else None
     try:
         numbers = codec.quantise(values, Place(spec.elements, positions, len(values)), block, uniform)
     except ValueError as error:
@@ -312,10 +325,10 @@ def _read_travels(reader: Reader, table: TensorTable) -> dict[str, Travels]:
 
 
 def _read_draw(reader: Reader) -> Draw:
-    seed, threshold = reader.number("<u8", "draw"), reader.number("<u4", "draw")
-    if not threshold:
-        raise PayloadError("draw: keeps no element; expected a probability above 0")
-    return Draw(seed, threshold / (1 << 32))
+    seed, first, last = reader.number("<u8", "draw"), reader.number("<u4", "draw"), reader.number("<u4", "draw")
+    if last < first:
+        raise PayloadError(f"draw: words {first} to {last}: keeps no element; expected a range")
+    return Draw(seed, (last + 1 - first) / (1 << 32), first / (1 << 32))
 
 
 def _read_positions(reader: Reader, header: Header, matrices: Sequence[Matrix]) -> list[Array]:
