@@ -145,5 +145,5 @@ def test_a_comparison(tiny_recipe, tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text(tomli_w.dumps({**tiny_recipe, "rounds": 1}), encoding="utf-8")
     found = fedsrd.compare_methods(file, tmp_path / "out", methods=["fedsrd", "fedavg"], seeds=[0])
-    assert {row["label"] for row in found["rows"]} == {"fedsrd", "fedavg"}
+    assert {row.label for row in found.rows} == {"fedsrd", "fedavg"}
     assert (tmp_path / "out" / "report.html").is_file()

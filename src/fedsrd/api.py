@@ -9,6 +9,7 @@ from fedsrd import recipe as recipes
 from fedsrd.recipe import Recipe
 from fedsrd.runs.folder import RunFolder
 from fedsrd.runs.records import RoundRecord, Summary
+from fedsrd.runs.results import Results
 
 if TYPE_CHECKING:
     import pandas
@@ -60,7 +61,7 @@ def compare_methods(
     overrides: Sequence[str] = (),
     resume: bool = False,
     observer: Any = None,
-) -> dict[str, Any]:
+) -> Results:
     """Runs many methods on equal terms; gives what results.json holds. Arguments as those of `fedsrd compare`.
 
     Raises:

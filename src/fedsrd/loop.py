@@ -34,7 +34,7 @@ from fedsrd import recipe as recipes
 from fedsrd.core.tensors import Delta, GlobalState, Tensors, TensorTable
 from fedsrd.errors import PayloadError
 from fedsrd.federation import transition
-from fedsrd.federation.setup import method_of, optimizer_of
+from fedsrd.federation.setup import optimizer_of
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import Contribution, Method, MethodState, ServerOptimizerOptions, capabilities
 from fedsrd.training.models import adapter_tensors, tensors_of_adapter
@@ -213,8 +213,7 @@ class Aggregator:
 
 def _method(name: str, options: Mapping[str, Any]) -> Method:
     kind = methods.get(name)
-    recipes.refuse_unknown(options, list(kind.Options.model_fields), "method")
-    method = method_of({"name": name, **options})
+    method = kind(recipes.method_options(kind.Options, options))
     capabilities.check(method, capabilities.LIBRARY)
     return method
 

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,6 +20,7 @@ from fedsrd.wire.options import WireOptions
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+Options = TypeVar("Options", bound=BaseModel)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
 
@@ -168,11 +169,7 @@ class Recipe(_Section):
             raise ValueError(f"expected name = one of {', '.join(methods.names())}")
         kind = methods.get(given["name"]).Options
         options = {key: value for key, value in given.items() if key != "name"}
-        refuse_unknown(options, list(kind.model_fields), "method")
-        try:
-            return {"name": given["name"], **kind.model_validate(options).model_dump()}
-        except ValidationError as error:
-            raise RecipeError("\n".join(explain(error, "method."))) from None
+        return {"name": given["name"], **method_options(kind, options).model_dump()}
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Recipe":
@@ -218,7 +215,7 @@ def read(path: Path | None, overrides: Sequence[str] = (), depth: int = 0) -> tu
     """A recipe's TOML tree, unchecked, and what to call it in messages. Arguments and errors as `load`.
 
     A recipe with `extends = "other.toml"` (a path beside it) has that one's keys wherever it says nothing itself;
-    tables are merged, lists and the [method] table replaced.
+    tables are merged, lists and the [method] and [server_optimizer] tables replaced.
     """
     if path is None:
         text = resources.files("fedsrd").joinpath("recipes/embedded.toml").read_text(encoding="utf-8")
@@ -251,6 +248,17 @@ def parse(tree: dict[str, Any], where: str = "recipe") -> Recipe:
         raise RecipeError("\n".join([f"{where} is not a valid recipe:", *explain(error, "")])) from None
 
 
+def method_options(kind: type[Options], given: Mapping[str, Any]) -> Options:
+    """A method's options, checked. Raises RecipeError as `load`."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        # Afterwards: of an option that has moved, the method itself says where to.
+        if any(problem["type"] == "extra_forbidden" for problem in error.errors()):
+            refuse_unknown(given, list(kind.model_fields), "method")
+        raise RecipeError("\n".join(explain(error, "method."))) from None
+
+
 def _extended(tree: dict[str, Any], path: Path | None, depth: int) -> dict[str, Any]:
     other = tree.pop("extends", None)
     if other is None:
@@ -266,8 +274,9 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        # One method's options mean nothing to another.
-        result[key] = _merged(result[key], value) if both and key not in ("method", "grid") else value
+        # One method's options mean nothing to another, one optimizer's neither.
+        whole = ("method", "server_optimizer", "grid")
+        result[key] = _merged(result[key], value) if both and key not in whole else value
     return result
 
 
@@ -335,7 +344,7 @@ def explain(error: ValidationError, prefix: str) -> list[str]:
     """What is wrong with each key, one line each."""
     lines = []
     for problem in error.errors():
-        key = prefix + ".".join(str(part) for part in problem["loc"])
+        key = (prefix + ".".join(str(part) for part in problem["loc"])).rstrip(".")
         if problem["type"] == "missing":
             lines.append(f"  {key}: missing")
         else:

@@ -2,14 +2,14 @@
 
 import struct
 
-from forge import LISTED, NOT, floats, forge, one_symbol, show, slots, stream
+from forge import LISTED, NOT, floats, forge, one_symbol, show, stream, tensors
 
 MESSAGE = r"position class 0: 9223372036854775808 of 6 elements"
 
 
 def payload() -> bytes:
     counts = struct.pack("<2Q", 1 << 63, 1 << 63)
-    return forge(slots(LISTED, NOT, NOT, NOT) + one_symbol(0) + counts + stream(0, 0) + floats(1.0), positions=2)
+    return forge(tensors(LISTED, NOT, NOT, NOT) + one_symbol(0) + counts + stream(0, 0) + floats(1.0), positions=2)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,20 @@ import re
 import struct
 import sys
 
-from fedsrd.core.factors import ModuleShape, ShapeTable
+from fedsrd.core.lora import LoraModule, table_of
+from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import PayloadError
 from fedsrd.wire import decode_delta
 
-TABLE = ShapeTable((ModuleShape("q", 3, 5, 2), ModuleShape("v", 2, 9, 1)))
-"""Slots: q B (3, 2), q A (2, 5), v B (2, 1), v A (1, 9)."""
+TABLE = table_of([LoraModule("q", 3, 5, 2), LoraModule("v", 2, 9, 1)])
+"""Tensors: q.lora_B.weight (3, 2), q.lora_A.weight (2, 5), v.lora_B.weight (2, 1), v.lora_A.weight (1, 9)."""
 
 NOT, WHOLE, LISTED, DRAWN = range(4)
 RAW_FLOATS = b"\0"
 
 
 def forge(
-    body: bytes, *, kind=1, flags=0, positions=0, values=1, reserved=bytes(3), block=0, digest=TABLE.digest, version=2
+    body: bytes, *, kind=1, flags=0, positions=0, values=1, reserved=bytes(3), block=0, digest=TABLE.digest, version=3
 ) -> bytes:
     """A header of one's choice, a body, and a checksum that fits."""
     head = struct.pack(
@@ -30,8 +31,8 @@ def forge(
     return head + body + hashlib.blake2b(head + body, digest_size=16).digest()
 
 
-def slots(*ways: int) -> bytes:
-    """How the four slots travel."""
+def tensors(*ways: int) -> bytes:
+    """How up to four tensors travel."""
     return bytes([sum(way << 2 * i for i, way in enumerate(ways))])
 
 
@@ -50,7 +51,7 @@ def stream(*words: int, declared: int | None = None) -> bytes:
     return struct.pack(f"<I{len(words)}I", len(words) if declared is None else declared, *words)
 
 
-def refused(payload: bytes, message: str, table: ShapeTable = TABLE) -> str:
+def refused(payload: bytes, message: str, table: TensorTable = TABLE) -> str:
     """The refusal. Raises AssertionError when the payload is taken, or refused for another reason."""
     try:
         decode_delta(payload, table)
@@ -62,6 +63,6 @@ def refused(payload: bytes, message: str, table: ShapeTable = TABLE) -> str:
     return reason
 
 
-def show(attack: str, payload: bytes, message: str, table: ShapeTable = TABLE) -> None:
+def show(attack: str, payload: bytes, message: str, table: TensorTable = TABLE) -> None:
     """For the programs' main: one line."""
     sys.stdout.write(f"{attack}: {len(payload)} bytes, refused: {refused(payload, message, table)}\n")

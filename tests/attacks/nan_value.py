@@ -1,12 +1,12 @@
 """A NaN among float32 values."""
 
-from forge import NOT, WHOLE, floats, forge, show, slots
+from forge import NOT, WHOLE, floats, forge, show, tensors
 
-MESSAGE = r"v B: a value is NaN or infinite"
+MESSAGE = r"v.lora_B.weight: a value is NaN or infinite"
 
 
 def payload() -> bytes:
-    return forge(slots(NOT, NOT, WHOLE, NOT) + floats(1.0, float("nan")))
+    return forge(tensors(NOT, NOT, WHOLE, NOT) + floats(1.0, float("nan")))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ import struct
 
 from forge import DRAWN, RAW_FLOATS, forge, show
 
-from fedsrd.core.factors import ModuleShape, ShapeTable
+from fedsrd.core.lora import LoraModule, table_of
 
 MESSAGE = r"the sender adapts another model"
 
 
 def payload() -> bytes:
-    absurd = ShapeTable((ModuleShape("q", 1 << 40, 1 << 40, 1 << 20),))
+    absurd = table_of([LoraModule("q", 1 << 40, 1 << 40, 1 << 20)])
     return forge(bytes([DRAWN]) + struct.pack("<QI", 7, 1 << 31) + RAW_FLOATS, digest=absurd.digest)
 
 

@@ -2,14 +2,14 @@
 
 import struct
 
-from forge import LISTED, NOT, floats, forge, one_symbol, show, slots, stream
+from forge import LISTED, NOT, floats, forge, one_symbol, show, stream, tensors
 
 MESSAGE = r"position class 0: 1 of 6 elements in 1099511627776 symbols"
 
 
 def payload() -> bytes:
     counts = struct.pack("<2Q", 1, 1 << 40)
-    return forge(slots(LISTED, NOT, NOT, NOT) + one_symbol(0) + counts + stream(0, 0) + floats(1.0), positions=2)
+    return forge(tensors(LISTED, NOT, NOT, NOT) + one_symbol(0) + counts + stream(0, 0) + floats(1.0), positions=2)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import struct
 
-from forge import NOT, RAW_FLOATS, WHOLE, forge, show, slots, stream
+from forge import NOT, RAW_FLOATS, WHOLE, forge, show, stream, tensors
 
 MESSAGE = r"expected 2 different symbols in order"
 
@@ -10,7 +10,7 @@ MESSAGE = r"expected 2 different symbols in order"
 def payload() -> bytes:
     twice = bytes([1, 7, 7]) + struct.pack("<2H", 1, 1)
     scales = RAW_FLOATS + struct.pack("<H", 0x3F80)
-    return forge(slots(WHOLE, NOT, NOT, NOT) + scales + twice + stream(0, 0), values=5, block=6)
+    return forge(tensors(WHOLE, NOT, NOT, NOT) + scales + twice + stream(0, 0), values=5, block=6)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,6 @@ def test_they_are_programs():
 
 def test_the_forge_can_make_good_payloads():
     """Else a refusal would prove nothing."""
-    body = forge.slots(forge.NOT, forge.NOT, forge.WHOLE, forge.NOT) + forge.floats(1.0, 2.0)
+    body = forge.tensors(forge.NOT, forge.NOT, forge.WHOLE, forge.NOT) + forge.floats(1.0, 2.0)
     with pytest.raises(AssertionError, match="the payload was taken"):
         forge.refused(forge.forge(body), "")

@@ -1,12 +1,12 @@
 """A format version that this reader does not know."""
 
-from forge import NOT, forge, show, slots
+from forge import NOT, forge, show, tensors
 
-MESSAGE = r"format version 3: this reader knows version 2"
+MESSAGE = r"format version 4: this reader knows version 3"
 
 
 def payload() -> bytes:
-    return forge(slots(NOT, NOT, NOT, NOT), values=0, version=3)
+    return forge(tensors(NOT, NOT, NOT, NOT), values=0, version=4)
 
 
 if __name__ == "__main__":

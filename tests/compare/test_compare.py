@@ -19,6 +19,8 @@ from fedsrd.compare import run as comparing
 from fedsrd.errors import RecipeError, RunFolderError
 from fedsrd.report import outcome
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.records import rounds_text
+from fedsrd.runs.results import read_results
 
 
 class Quiet:
@@ -77,34 +79,33 @@ def test_a_comparison_ends_with_tables_figures_and_one_answer(recipe, tmp_path):
     watcher, results = make(comparison, out)
     assert not watcher.failed
     assert len(watcher.done) == comparison.count() == 5 * 3
-    rows = {row["label"]: row for row in results["rows"]}
+    rows = {row.label: row for row in results.rows}
     for row in rows.values():
-        best = min(row["search"], key=row["search"].get)
-        assert best == plan.slug(tuple(row["point"].items()))
-        assert row["runs"] == 2
-        assert row["in_domain"]["n"] == 2
-        for curve in row["curves"]:
-            assert curve["rounds"] == [0, 1, 2]
+        best = min(row.search, key=row.search.get)
+        assert best == plan.slug(tuple(row.point.items()))
+        assert row.runs == 2
+        assert row.in_domain.n == 2
+        for curve in row.curves:
+            assert curve.rounds == [0, 1, 2]
     # Byte counts are those of the run folders; same seed, same data and start for every method.
-    summary = json.loads(
-        (out / "runs/fedavg" / plan.slug(tuple(rows["fedavg"]["point"].items())) / "seed-0/summary.json").read_text()
-    )
-    assert rows["fedavg"]["curves"][0]["bytes_up"][-1] == summary["bytes_up"]
-    assert rows["fedsrd"]["bytes_up"]["mean"] < 0.3 * rows["fedavg"]["bytes_up"]["mean"]
-    assert rows["local"]["reference"]
-    assert rows["fedsa-lora"]["own"] != rows["fedsa-lora"]["in_domain"]
-    assert len({json.dumps(row["curves"][0]["base"]) for row in rows.values()}) == 1
+    summary = RunFolder(out / "runs/fedavg" / plan.slug(tuple(rows["fedavg"].point.items())) / "seed-0").summary()
+    assert rows["fedavg"].curves[0].bytes_up[-1] == summary.bytes_up
+    assert rows["fedsrd"].bytes_up.mean < 0.3 * rows["fedavg"].bytes_up.mean
+    assert rows["local"].reference
+    assert rows["fedsa-lora"].own != rows["fedsa-lora"].in_domain
+    assert len({json.dumps(row.curves[0].base) for row in rows.values()}) == 1
     table = (out / "table.md").read_text()
     for label in rows:
         assert f"| {label} |" in table
     lines = list(csv.DictReader(io.StringIO((out / "table.csv").read_text())))
     assert {line["method"] for line in lines} == set(rows)
-    assert float(lines[0]["in_domain_mean"]) == pytest.approx(rows[lines[0]["method"]]["in_domain"]["mean"])
+    assert float(lines[0]["in_domain_mean"]) == pytest.approx(rows[lines[0]["method"]].in_domain.mean)
     drawn = {path.name for path in (out / "figures").iterdir()}
     assert drawn == {
         f"{name}.{kind}" for name in ("pareto", "rounds", "bytes", "seconds", "sparsity") for kind in ("png", "svg")
     }
     json.loads((out / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert read_results(out / "results.json") == results
     # Nothing is left to do, and doing nothing changes nothing.
     before = (out / "results.json").read_bytes()
     again, _ = make(plan.load(out / "comparison.toml"), out, resume=True)
@@ -123,13 +124,26 @@ def test_a_failed_run_is_told_and_does_not_stop_the_others(recipe, tmp_path, mon
     watcher, results = make(comparison, out)
     assert [label for label, _ in watcher.failed] == ["fedprox"]
     assert [label for label, _, _ in watcher.done] == ["fedavg"]
-    row = results["rows"][0]
-    assert (row["runs"], row["failed"][0]["seed"]) == (0, 0)
+    row = results.rows[0]
+    assert (row.runs, row.failed[0].seed) == (0, 0)
     assert "a bug in a method" in (out / "table.md").read_text()
     monkeypatch.undo()
     watcher, results = make(comparison, out, resume=True)
     assert [label for label, _, _ in watcher.done] == ["fedprox"]
-    assert not results["rows"][0]["failed"]
+    assert not results.rows[0].failed
+
+
+def test_a_model_that_diverged_is_a_failure_and_no_figure(recipe, tmp_path):
+    comparison, out = plan.load(recipe(methods=["fedavg", "local"], seeds=[0])), tmp_path / "out"
+    make(comparison, out)
+    folder = RunFolder(out / "runs/fedavg/seed-0")
+    *others, last = folder.records()
+    gone = last.model_copy(update={"eval": dict.fromkeys(last.eval, float("nan"))})
+    folder.rounds.write_text(rounds_text([*others, gone]))
+    results = outcome.write(comparison, out)
+    assert [row.runs for row in results.rows] == [0, 1]
+    assert "diverged" in results.rows[0].failed[0].reason
+    assert read_results(out / "results.json") == results
 
 
 def test_a_method_that_cannot_run_the_recipe_stops_before_the_first_run(recipe, tmp_path):

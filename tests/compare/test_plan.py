@@ -99,3 +99,9 @@ def test_rates_of_the_command_line_replace_the_grid(write):
 def test_mistakes_are_told_before_anything_starts(write, compare, given, message):
     with pytest.raises(RecipeError, match=f"(?s){message}"):
         plan.load(write(**compare), **given)
+
+
+@pytest.mark.parametrize("override", ["evaluation.sets=[]", "evaluation.sets.0.in_domain=false"])
+def test_there_must_be_something_to_compare_by(write, override):
+    with pytest.raises(RecipeError, match="variant fedavg has no set in domain to compare by"):
+        plan.load(write(), chosen=["fedavg"], overrides=[override])

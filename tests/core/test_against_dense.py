@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsrd.core import decompose, reconstruct, sparsify
-from fedsrd.core.factors import LoraPair, Slot, SparseTensor
-from fedsrd.methods import ServerStep, get
+from fedsrd.core.lora import LoraPair, tensors_of
+from fedsrd.core.tensors import GlobalState, SparseTensor
+from fedsrd.methods import Contribution, ServerContext, get
+
+M_B, M_A = "m.lora_B.weight", "m.lora_A.weight"
 
 # ---- the formulas, as algorithm.md and the paper have them -------------------------------------------------------
 
@@ -101,13 +104,25 @@ def close(found, expected, scale):
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 5), st.integers(0, 2**31))
 def test_importance(out, inn, rank, seed):
     rng = np.random.default_rng(seed)
-    before = {"m": as_torch((rng.standard_normal((out, rank)), rng.standard_normal((rank, inn))))}
-    after = {"m": as_torch((rng.standard_normal((out, rank)), rng.standard_normal((rank, inn))))}
+    before, after = (
+        tensors_of({"m": as_torch((rng.standard_normal((out, rank)), rng.standard_normal((rank, inn))))})
+        for _ in range(2)
+    )
     dB, dA = rng.standard_normal((out, rank)), rng.standard_normal((rank, inn))
-    got_B = sparsify.importance(Slot("m", "B"), torch.from_numpy(dB).float(), before, after)
-    got_A = sparsify.importance(Slot("m", "A"), torch.from_numpy(dA).float(), before, after)
-    np.testing.assert_allclose(got_B, plain_importance_B(dB, before["m"].A.numpy()), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(got_A, plain_importance_A(dA, after["m"].B.numpy()), rtol=1e-4, atol=1e-6)
+    got_B = sparsify.importance(M_B, torch.from_numpy(dB).float(), before, after)
+    got_A = sparsify.importance(M_A, torch.from_numpy(dA).float(), before, after)
+    np.testing.assert_allclose(got_B, plain_importance_B(dB, before[M_A].numpy()), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got_A, plain_importance_A(dA, after[M_B].numpy()), rtol=1e-4, atol=1e-6)
+
+
+@given(st.lists(st.integers(1, 5), max_size=3), st.integers(0, 2**31))
+def test_importance_of_what_is_no_factor_is_its_magnitude(shape, seed):
+    before, after = (
+        {"p": torch.from_numpy(np.asarray(np.random.default_rng([seed, i]).standard_normal(shape))).float()}
+        for i in range(2)
+    )
+    delta = after["p"] - before["p"]
+    assert torch.equal(sparsify.importance("p", delta, before, after), delta.abs())
 
 
 @given(st.integers(2, 400), st.integers(0, 2**31), st.sampled_from([1e-30, 1e-6, 1.0, 1e30]))
@@ -183,8 +198,8 @@ def test_rescale_restores_the_l1_norm_up_to_its_cap():
 def sent(pair):
     dB, dA = as_torch(pair)
     return {
-        Slot("m", "B"): SparseTensor.from_mask(dB, dB != 0),
-        Slot("m", "A"): SparseTensor.from_mask(dA, dA != 0),
+        M_B: SparseTensor.from_mask(dB, dB != 0),
+        M_A: SparseTensor.from_mask(dA, dA != 0),
     }
 
 
@@ -229,20 +244,17 @@ def test_the_server_step_is_the_dense_float64_reading(method, round_number, fede
         s = np.append(np.linalg.svd(W, compute_uv=False), 0.0)
         if s[rank - 1] - s[rank] < 1e-3 * s[0] and s[rank] > 1e-9 * s[0]:
             return  # two best approximations; the projection's own test covers it
-    found = get(method)(get(method).Options(download_sparsity=0.0)).server_update(
-        {"m": as_torch((B, A))},
+    found, kept = get(method)(get(method).Options(download_sparsity=0.0)).server_update(
+        GlobalState(tensors_of({"m": as_torch((B, A))})),
         [
-            {
-                Slot("m", "B"): SparseTensor.from_mask(torch.from_numpy(dB), torch.from_numpy(dB != 0)),
-                Slot("m", "A"): SparseTensor.from_mask(torch.from_numpy(dA), torch.from_numpy(dA != 0)),
-            }
-            for dB, dA in deltas
+            Contribution(f"c{number}", sent(pair), weight)
+            for number, (pair, weight) in enumerate(zip(deltas, weights.tolist(), strict=True))
         ],
-        list(weights),
-        ServerStep(round_number, 0),
+        ServerContext(round_number, 0),
     )
-    ((slot, moved),) = found.items()
-    assert slot == Slot("m", "B" if round_number % 2 else "A")
+    ((name, moved),) = found.items()
+    assert name == (M_B if round_number % 2 else M_A)
+    assert not kept
     expected = plain_step(*wide, pairs, weights, round_number, rank)
     other = wide[1] if round_number % 2 else wide[0]
     s = np.linalg.svd(other, compute_uv=False)
@@ -288,13 +300,12 @@ def test_damping_bounds_the_pseudo_inverse_and_cutoff_drops_what_is_small():
 
 def test_random_sparsification_is_unbiased():
     delta = torch.tensor([[1.0, -2.0, 3.0]])
-    slot = Slot("m", "A")
     total = torch.zeros(1, 3)
     for i in range(4000):
-        total += decompose.sparsify_at_random(delta, slot, i, 0.2).dense()
+        total += decompose.sparsify_at_random(delta, M_A, i, 0.2).dense()
     torch.testing.assert_close(total / 4000, delta, rtol=0.1, atol=0)
     with pytest.raises(ValueError, match="expected 0 < keep <= 1"):
-        decompose.sparsify_at_random(delta, slot, 0, 0.0)
-    whole = decompose.sparsify_at_random(delta, slot, 0, 1.0)
+        decompose.sparsify_at_random(delta, M_A, 0, 0.0)
+    whole = decompose.sparsify_at_random(delta, M_A, 0, 1.0)
     assert whole.positions is None
     assert torch.equal(whole.dense(), delta)

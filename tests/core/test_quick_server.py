@@ -7,8 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsrd.core import decompose, reconstruct
-from fedsrd.core.factors import LoraPair, Slot, SparseTensor
-from fedsrd.core.sparse import kernel
+from fedsrd.core.lora import FACTORS, LoraPair, tensor_name
+from fedsrd.core.sparse import to_csr
+from fedsrd.core.tensors import SparseTensor
+
+M_B, M_A = (tensor_name("m", factor) for factor in FACTORS)
 
 
 def layer(out=300, inn=220, rank=8, clients=4, density=0.05, moved=0.1, seed=0, zero_B=False):
@@ -19,9 +22,9 @@ def layer(out=300, inn=220, rank=8, clients=4, density=0.05, moved=0.1, seed=0, 
     deltas = []
     for _ in range(clients):
         made = {}
-        for factor, matrix, size in (("B", B, 1e-3), ("A", A, inn**-0.5)):
+        for name, matrix, size in ((M_B, B, 1e-3), (M_A, A, inn**-0.5)):
             full = torch.from_numpy((rng.standard_normal(matrix.shape) * moved * size).astype(np.float32))
-            made[Slot("m", factor)] = SparseTensor.from_mask(full, torch.from_numpy(rng.random(matrix.shape) < density))
+            made[name] = SparseTensor.from_mask(full, torch.from_numpy(rng.random(matrix.shape) < density))
         deltas.append(made)
     weights = rng.random(clients) + 0.1
     pair = LoraPair(*(torch.from_numpy(matrix.astype(np.float32)) for matrix in (B, A)))
@@ -33,7 +36,7 @@ def plain(pair, deltas, weights, factor, rank):
     B, A = (matrix.double().numpy() for matrix in pair)
     W = np.zeros((len(B), A.shape[1]))
     for delta, weight in zip(deltas, weights, strict=True):
-        dB, dA = (delta[Slot("m", f)].dense().double().numpy() for f in ("B", "A"))
+        dB, dA = (delta[name].dense().double().numpy() for name in (M_B, M_A))
         W += weight * (B + dB) @ (A + dA)
     if rank is not None:
         u, s, vh = np.linalg.svd(W, full_matrices=False)
@@ -94,13 +97,13 @@ def test_the_projection_changes_something():
 def test_products_with_the_mean_are_the_dense_ones(out, inn, rank, clients, density, seed):
     pair, deltas, weights = layer(out, inn, rank, clients, density, 0.5, seed)
     if clients > 1:
-        del deltas[0][Slot("m", "A")], deltas[1][Slot("m", "B")]
+        del deltas[0][M_A], deltas[1][M_B]
     B, A = (matrix.double() for matrix in pair)
     W = -B @ A
     for delta, weight in zip(deltas, weights, strict=True):
         dB, dA = (
-            delta[Slot("m", f)].dense().double() if Slot("m", f) in delta else torch.zeros_like(like)
-            for f, like in (("B", B), ("A", A))
+            delta[name].dense().double() if name in delta else torch.zeros_like(like)
+            for name, like in ((M_B, B), (M_A, A))
         )
         W += weight * (B + dB) @ (A + dA)
     rng = np.random.default_rng(seed)
@@ -121,11 +124,11 @@ def test_products_with_the_mean_are_the_dense_ones(out, inn, rank, clients, dens
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.floats(0, 1), st.booleans(), st.integers(0, 2**31))
-def test_kernels_are_the_matrix(rows, columns, density, transposed, seed):
+def test_compressed_rows_are_the_matrix(rows, columns, density, transposed, seed):
     rng = np.random.default_rng(seed)
     matrix = torch.from_numpy(rng.standard_normal((rows, columns)).astype(np.float32))
     sparse = SparseTensor.from_mask(matrix, torch.from_numpy(rng.random(matrix.shape) < density))
-    found = kernel(sparse, transposed=transposed).to_dense()
+    found = to_csr(sparse, transposed=transposed).to_dense()
     assert torch.equal(found, sparse.dense().T if transposed else sparse.dense())
 
 

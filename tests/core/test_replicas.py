@@ -1,5 +1,6 @@
-"""Factors that two ends add alike, and the start that they expand alike."""
+"""Tensors that two ends add alike, and the start that they expand alike."""
 
+import hashlib
 import math
 import struct
 
@@ -9,109 +10,129 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsrd.core.factors import (
-    LoraPair,
-    ModuleShape,
-    ShapeTable,
-    Slot,
+from fedsrd.core.lora import LoraModule, LoraPair, pairs_of, table_of, tensor_name, tensors_of
+from fedsrd.core.tensors import (
     SparseTensor,
+    TensorSpec,
+    TensorTable,
     add,
     difference,
     digest,
-    initial_factors,
+    initial_tensors,
 )
 from fedsrd.wire.payload import Kind, decode_delta, encode_delta
 
-TABLE = ShapeTable((ModuleShape("a", 6, 5, 2), ModuleShape("b", 1, 1, 1)))
+TABLE = table_of([LoraModule("a", 6, 5, 2), LoraModule("b", 1, 1, 1)])
+MIXED = TensorTable((*TABLE.specs, TensorSpec("scale", (9,)), TensorSpec("gate", ()), TensorSpec("kernel", (2, 3, 4))))
 
 
-@given(st.integers(0, 2**31), st.lists(st.sampled_from(["sparse", "dense", "missing"]), min_size=4, max_size=4))
+@given(st.integers(0, 2**31), st.lists(st.sampled_from(["sparse", "dense", "missing"]), min_size=7, max_size=7))
 def test_adding_is_one_float32_addition_an_element(seed, kinds):
     random = np.random.default_rng(seed)
-    state = initial_factors(TABLE, seed)
+    state = initial_tensors(MIXED, seed)
     delta, expected = {}, {}
-    for (slot, shape), kind in zip(TABLE.shapes.items(), kinds, strict=True):
-        old = getattr(state[slot.module], slot.factor)
-        change = torch.from_numpy(random.standard_normal(shape).astype(np.float32))
-        mask = torch.from_numpy(random.random(shape) < 0.4)
-        expected[slot] = old.numpy().copy()
+    for (name, shape), kind in zip(MIXED.shapes.items(), kinds, strict=True):
+        change = torch.from_numpy(np.asarray(random.standard_normal(shape), dtype=np.float32))
+        mask = torch.from_numpy(np.asarray(random.random(shape) < 0.4))
+        expected[name] = state[name].numpy().copy()
         if kind == "dense":
-            delta[slot] = SparseTensor.from_dense(change)
-            expected[slot] += change.numpy()
+            delta[name] = SparseTensor.from_dense(change)
+            expected[name] += change.numpy()
         elif kind == "sparse":
-            delta[slot] = SparseTensor.from_mask(change, mask)
-            expected[slot][mask.numpy()] += change.numpy()[mask.numpy()]
+            delta[name] = SparseTensor.from_mask(change, mask)
+            expected[name][mask.numpy()] += change.numpy()[mask.numpy()]
     after = add(state, delta)
-    for slot, array in expected.items():
-        new, old = (getattr(factors[slot.module], slot.factor) for factors in (after, state))
-        assert new.numpy().tobytes() == array.tobytes()
-        assert (new is old) == (slot not in delta)
+    for name, array in expected.items():
+        assert after[name].numpy().tobytes() == array.tobytes()
+        assert after[name].shape == state[name].shape
+        assert (after[name] is state[name]) == (name not in delta)
     # The other end reads the delta from bytes, and holds the same bits.
-    read = decode_delta(encode_delta(delta, TABLE, Kind.DOWNLINK, 1, 0), TABLE)[1]
-    assert digest(add(initial_factors(TABLE, seed), read)) == digest(after)
+    read = decode_delta(encode_delta(delta, MIXED, Kind.DOWNLINK, 1, 0), MIXED)[1]
+    assert digest(add(initial_tensors(MIXED, seed), read)) == digest(after)
 
 
 def test_the_difference_undoes_an_exact_addition():
-    state = {"a": LoraPair(torch.zeros(6, 2), torch.ones(2, 5))}
-    delta = {Slot("a", "A"): SparseTensor((2, 5), torch.tensor([3, 9]), torch.tensor([0.5, -4.0]))}
+    state = tensors_of({"a": LoraPair(torch.zeros(6, 2), torch.ones(2, 5))})
+    name = tensor_name("a", "A")
+    delta = {name: SparseTensor((2, 5), torch.tensor([3, 9]), torch.tensor([0.5, -4.0]))}
     found = dict(difference(add(state, delta), state))
-    assert not found[Slot("a", "B")].any()
-    assert torch.equal(found[Slot("a", "A")], delta[Slot("a", "A")].dense())
+    assert not found[tensor_name("a", "B")].any()
+    assert torch.equal(found[name], delta[name].dense())
 
 
-def test_a_delta_of_an_unknown_module_is_refused():
+def test_a_delta_of_an_unknown_tensor_is_refused():
     with pytest.raises(KeyError):
-        add(initial_factors(TABLE, 0), {Slot("x", "B"): SparseTensor((1, 1), None, torch.ones(1))})
+        add(initial_tensors(TABLE, 0), {tensor_name("x", "B"): SparseTensor((1, 1), None, torch.ones(1))})
 
 
-@given(st.integers(0, 12 + 10 + 1 + 1 - 1), st.integers(0, 31))
-def test_the_digest_sees_every_bit_of_every_factor(element, bit):
-    state = initial_factors(TABLE, 0)
-    whole = torch.cat([tensor.reshape(-1) for pair in state.values() for tensor in pair]).numpy().copy()
+@given(st.integers(0, 12 + 10 + 1 + 1 + 9 + 1 + 24 - 1), st.integers(0, 31))
+def test_the_digest_sees_every_bit_of_every_tensor(element, bit):
+    state = initial_tensors(MIXED, 0)
+    whole = torch.cat([tensor.reshape(-1) for tensor in state.values()]).numpy().copy()
+    assert whole.size == MIXED.elements == 12 + 10 + 1 + 1 + 9 + 1 + 24
     whole.view(np.uint32)[element] ^= np.uint32(1 << bit)
     moved, offset = {}, 0
-    for name, pair in state.items():
-        parts = []
-        for tensor in pair:
-            parts.append(torch.from_numpy(whole[offset : offset + tensor.numel()].reshape(tensor.shape)))
-            offset += tensor.numel()
-        moved[name] = LoraPair(*parts)
+    for name, tensor in state.items():
+        moved[name] = torch.from_numpy(whole[offset : offset + tensor.numel()].reshape(tensor.shape))
+        offset += tensor.numel()
     assert digest(moved) != digest(state)
 
 
 def test_the_digest_is_frozen_and_sees_shapes():
-    assert digest({"m": LoraPair(torch.zeros(2, 1), torch.tensor([[1.0, -2.0]]))}) == FROZEN_DIGEST
-    assert digest({"m": LoraPair(torch.zeros(1, 2), torch.tensor([[1.0, -2.0]]))}) != FROZEN_DIGEST
+    assert digest(tensors_of({"m": LoraPair(torch.zeros(2, 1), torch.tensor([[1.0, -2.0]]))})) == FROZEN_DIGEST
+    assert digest(tensors_of({"m": LoraPair(torch.zeros(1, 2), torch.tensor([[1.0, -2.0]]))})) != FROZEN_DIGEST
+    assert digest({"m": torch.zeros(2), "n": torch.zeros(())}) != digest({"m": torch.zeros(()), "n": torch.zeros(2)})
+    # Name's length, number of dimensions, dimensions (uint64 each), name, float32 bits; tensor by tensor.
+    hasher = hashlib.sha256()
+    hasher.update(struct.pack("<4Q", 15, 2, 2, 1) + b"m.lora_B.weight" + bytes(8))
+    hasher.update(struct.pack("<4Q", 15, 2, 1, 2) + b"m.lora_A.weight" + struct.pack("<2f", 1, -2))
+    assert hasher.hexdigest() == FROZEN_DIGEST
 
 
-FROZEN_DIGEST = "83791adac83c163fe1d168dfaf793c4c99ed8820b31934a5e2925a918efe5388"
+FROZEN_DIGEST = "3c51ddc5fc62fcf4490ffa5fc52fb4f7351f59f001e1064daedf230166ac0f83"
 
 
 @given(st.sampled_from(["name", "out_features", "in_features", "rank"]), st.integers(0, 2))
 def test_the_table_digest_sees_every_field_of_every_module(field, which):
-    modules = [ModuleShape(f"m{i}", 3, 4, 2) for i in range(3)]
-    before = ShapeTable(tuple(modules)).digest
+    modules = [LoraModule(f"m{i}", 3, 4, 2) for i in range(3)]
+    before = table_of(modules).digest
     old = getattr(modules[which], field)
     modules[which] = modules[which]._replace(**{field: "x" + old[1:] if field == "name" else old + 1})
-    assert ShapeTable(tuple(modules)).digest != before
+    assert table_of(modules).digest != before
     assert len(before) == 16
 
 
-def test_names_that_run_together_have_other_table_digests():
-    def of(*modules):
-        return ShapeTable(tuple(modules)).digest
+@given(st.sampled_from([{"name": "x"}, {"role": "plain"}, {"role": "lora_A"}, {"shape": (4, 3)}, {"shape": (12,)}]))
+def test_the_table_digest_sees_every_field_of_every_tensor(changed):
+    specs = [TensorSpec(f"m{i}", (3, 4), "lora_B") for i in range(3)]
+    digests = {TensorTable(tuple(specs)).digest}
+    for which in range(3):
+        digests.add(TensorTable((*specs[:which], specs[which]._replace(**changed), *specs[which + 1 :])).digest)
+    assert len(digests) == 4
 
-    tail = ModuleShape("b", 1, 2, 3)
-    # A name that contains the next module's packed sizes and name must not pass for two modules.
-    glued = "a" + struct.pack("<4Q", 1, 1, 2, 3).decode("latin-1") + "b"
-    assert of(ModuleShape("a", 1, 2, 3), tail) != of(ModuleShape(glued, 1, 2, 3))
+
+def test_names_that_run_together_have_other_table_digests():
+    def of(*specs):
+        return TensorTable(specs).digest
+
+    def packed(number):
+        return struct.pack("<Q", number).decode("latin-1")
+
+    tail = TensorSpec("b", (3,))
+    # A name that contains its own role and shape and the next tensor's name must not pass for two tensors.
+    glued = "a" + packed(5) + "plain" + packed(2) + packed(1) + packed(2) + packed(1) + "b"
+    assert of(TensorSpec("a", (1, 2)), tail) != of(TensorSpec(glued, (3,)))
+    # Nor may one that contains the role, or dimensions that could be the next tensor's sizes.
+    assert of(TensorSpec("a" + packed(5) + "plain", (1,))) != of(TensorSpec("a", (1,)))
+    assert of(TensorSpec("a", (1, 2)), TensorSpec("", (3,))) != of(TensorSpec("a", (1,)), TensorSpec("", (2, 3)))
     assert of() != of(tail)
 
 
 @pytest.mark.parametrize("in_features", [64, 1000])
 def test_the_start_is_uniform_to_the_bound_of_peft(in_features):
-    table = ShapeTable((ModuleShape("q", 7, in_features, 32), ModuleShape("k", 7, in_features, 32)))
-    start = initial_factors(table, 5)
+    modules = [LoraModule("q", 7, in_features, 32), LoraModule("k", 7, in_features, 32)]
+    table = table_of(modules)
+    start = pairs_of(initial_tensors(table, 5))
     bound = 1 / math.sqrt(in_features)
     for pair in start.values():
         assert not pair.B.any()
@@ -123,9 +144,9 @@ def test_the_start_is_uniform_to_the_bound_of_peft(in_features):
         ranks = np.arange(1, scaled.size + 1) / scaled.size
         assert np.abs(ranks - scaled).max() < 2.3 / math.sqrt(scaled.size)
     assert not torch.equal(start["q"].A, start["k"].A)
-    assert not torch.equal(start["q"].A, initial_factors(table, 6)["q"].A)
+    assert not torch.equal(start["q"].A, pairs_of(initial_tensors(table, 6))["q"].A)
     # A module's start follows from its own name, not from its neighbours.
-    assert torch.equal(initial_factors(ShapeTable(table.modules[::-1]), 5)["q"].A, start["q"].A)
+    assert torch.equal(pairs_of(initial_tensors(table_of(modules[::-1]), 5))["q"].A, start["q"].A)
 
 
 def test_peft_itself_starts_within_the_same_bound():
@@ -135,7 +156,7 @@ def test_peft_itself_starts_within_the_same_bound():
         model = torch.nn.Sequential(torch.nn.Linear(400, 8))
         adapted = peft.get_peft_model(model, peft.LoraConfig(r=64, target_modules=["0"]))
     theirs = next(p for name, p in adapted.named_parameters() if "lora_A" in name).detach()
-    ours = initial_factors(ShapeTable((ModuleShape("0", 8, 400, 64),)), 0)["0"].A
+    ours = initial_tensors(table_of([LoraModule("0", 8, 400, 64)]), 0)[tensor_name("0", "A")]
     assert theirs.shape == ours.shape
     for tensor in (theirs, ours):
         assert 0.999 * 0.05 < float(tensor.abs().max()) <= 0.05 * (1 + 1e-6)

@@ -15,9 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsrd import methods, rng
 from fedsrd.core import decompose, sparsify
-from fedsrd.core.factors import Draw, LoraPair, Slot, SparseTensor
-from fedsrd.methods import ClientStep, ServerStep
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.lora import LoraPair, tensor_name, tensors_of
+from fedsrd.core.tensors import Draw, GlobalState, SparseTensor
+from fedsrd.methods import ClientContext, Contribution, ServerContext
 
+M_B, M_A = "m.lora_B.weight", "m.lora_A.weight"
 BOTH = pytest.mark.parametrize("name", ["fedsrd", "fedsrd-e"])
 ROUNDS = pytest.mark.parametrize("round_number", [1, 2])
 
@@ -37,9 +40,16 @@ def pair(B, A):
 
 def delta_of(dB, dA):
     return {
-        Slot("m", "B"): SparseTensor.from_mask(torch.from_numpy(dB), torch.from_numpy(dB != 0)),
-        Slot("m", "A"): SparseTensor.from_mask(torch.from_numpy(dA), torch.from_numpy(dA != 0)),
+        M_B: SparseTensor.from_mask(torch.from_numpy(dB), torch.from_numpy(dB != 0)),
+        M_A: SparseTensor.from_mask(torch.from_numpy(dA), torch.from_numpy(dA != 0)),
     }
+
+
+def contributions(deltas, weights):
+    return [
+        Contribution(f"c{number}", delta, float(weight))
+        for number, (delta, weight) in enumerate(zip(deltas, weights, strict=True))
+    ]
 
 
 def plain_pinv(matrix, cutoff=1e-6, damping=0.0):
@@ -69,10 +79,18 @@ def plain_server(B, A, deltas, weights, round_number, rank, damping=0.0):
 
 def server(name, B, A, deltas, weights, round_number, **options):
     method = build(name, **{"download_sparsity": 0.0, **options})
-    state, sent = {"m": pair(B, A)}, [delta_of(dB, dA) for dB, dA in deltas]
-    found = method.server_update(state, sent, list(weights), ServerStep(round_number, 0))
-    assert list(found) == [Slot("m", "B" if round_number % 2 else "A")]
-    return found[Slot("m", "B" if round_number % 2 else "A")].dense().numpy()
+    state, sent = GlobalState(tensors_of({"m": pair(B, A)})), [delta_of(dB, dA) for dB, dA in deltas]
+    found, kept = method.server_update(state, contributions(sent, weights), ServerContext(round_number, 0))
+    assert list(found) == [M_B if round_number % 2 else M_A]
+    assert not kept
+    return found[M_B if round_number % 2 else M_A].dense().numpy()
+
+
+def client(method, before, after):
+    """What a client sends in round 1."""
+    found, kept = method.client_update(LocalPlan(before, tuple(before)), after, ClientContext(1, 0, "c"))
+    assert not kept
+    return found
 
 
 @st.composite
@@ -165,17 +183,18 @@ def test_singular_factors_follow_the_pseudo_inverse(name, round_number):
 
 
 @BOTH
-def test_slots_that_were_not_sent_are_zero(name):
+def test_tensors_that_were_not_sent_are_zero(name):
     random = np.random.default_rng(3)
     B, A = single(random.standard_normal((6, 2))), single(random.standard_normal((2, 5)))
     dB = single(random.standard_normal(B.shape))
     method = build(name, download_sparsity=0.0)
-    state, sent = {"m": pair(B, A)}, delta_of(dB, np.zeros_like(A))
-    full = method.server_update(state, [sent, delta_of(0 * B, 0 * A)], [0.5, 0.5], ServerStep(1, 0))
-    del sent[Slot("m", "A")]
-    part = method.server_update(state, [sent, {}], [0.5, 0.5], ServerStep(1, 0))
-    assert torch.equal(part[Slot("m", "B")].dense(), full[Slot("m", "B")].dense())
-    np.testing.assert_allclose(part[Slot("m", "B")].dense(), 0.5 * dB, rtol=1e-4, atol=1e-5)
+    state, sent = GlobalState(tensors_of({"m": pair(B, A)})), delta_of(dB, np.zeros_like(A))
+    context = ServerContext(1, 0)
+    full, _ = method.server_update(state, contributions([sent, delta_of(0 * B, 0 * A)], [0.5, 0.5]), context)
+    del sent[M_A]
+    part, _ = method.server_update(state, contributions([sent, {}], [0.5, 0.5]), context)
+    assert torch.equal(part[M_B].dense(), full[M_B].dense())
+    np.testing.assert_allclose(part[M_B].dense(), 0.5 * dB, rtol=1e-4, atol=1e-5)
 
 
 # ---- the client ---------------------------------------------------------------------------------------------------
@@ -211,16 +230,16 @@ def test_what_a_client_sends(name, out, inn, rank, seed, alpha, cap, heavy, scal
         return random.standard_t(2, shape) if heavy else random.standard_normal(shape)
 
     # A and B before are small beside what was learnt, so that their difference is exact enough to rank by.
-    before = {"m": pair(1e-3 * scale * draw(out, rank), 1e-3 * draw(rank, inn))}
-    after = {"m": pair(scale * draw(out, rank), draw(rank, inn))}
+    before = tensors_of({"m": pair(1e-3 * scale * draw(out, rank), 1e-3 * draw(rank, inn))})
+    after = tensors_of({"m": pair(scale * draw(out, rank), draw(rank, inn))})
     options = {"rescale": "none"} if cap is None else {"rescale": "l1", "rescale_cap": cap}
-    found = build(name, alpha=alpha, upper=0.95, **options).client_update(before, after, ClientStep(1, "c", 0))
-    norms_B = np.linalg.norm(before["m"].A.double().numpy(), axis=1)
-    norms_A = np.linalg.norm(after["m"].B.double().numpy(), axis=0)[:, None]
-    for slot, norms in ((Slot("m", "B"), norms_B), (Slot("m", "A"), norms_A)):
-        delta = (getattr(after["m"], slot.factor) - getattr(before["m"], slot.factor)).numpy()
+    found = client(build(name, alpha=alpha, upper=0.95, **options), before, after)
+    norms_B = np.linalg.norm(before[M_A].double().numpy(), axis=1)
+    norms_A = np.linalg.norm(after[M_B].double().numpy(), axis=0)[:, None]
+    for tensor, norms in ((M_B, norms_B), (M_A, norms_A)):
+        delta = (after[tensor] - before[tensor]).numpy()
         expected = plain_client(delta, norms, alpha, 0.95, cap)
-        got = found[slot].dense().numpy()
+        got = found[tensor].dense().numpy()
         # Where the float32 ratio (n - 1) rounds to the other side of a whole number, one element more or less is kept.
         assert abs(np.count_nonzero(got) - np.count_nonzero(expected)) <= 1
         if np.array_equal(got != 0, expected != 0):
@@ -233,16 +252,15 @@ def test_what_a_client_sends(name, out, inn, rank, seed, alpha, cap, heavy, scal
 
 
 def test_the_client_weighs_with_a_before_and_b_after():
-    before = {"m": LoraPair(torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 10.0]]))}
-    after = {"m": LoraPair(torch.tensor([[3.0, 1.0], [3.0, 1.0]]), torch.tensor([[1.0, 2.0], [3.0, 10.0]]))}
+    before = tensors_of({"m": LoraPair(torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 10.0]]))})
+    after = tensors_of({"m": LoraPair(torch.tensor([[3.0, 1.0], [3.0, 1.0]]), torch.tensor([[1.0, 2.0], [3.0, 10.0]]))})
     # dB is 3 in column 0 (norm 1) and 1 in column 1 (norm 10): the smaller change matters more.
     # dA is 2 in row 0 (norm sqrt(18)) and 3 in row 1 (norm sqrt(2)): likewise.
     for alpha, kept_B, kept_A in ((0.4, [1, 3], [1, 2]), (0.7, [1], [1])):
-        method = build("fedsrd", alpha=alpha, upper=0.8, rescale="none")
-        found = method.client_update(before, after, ClientStep(1, "c", 0))
-        assert found[Slot("m", "B")].positions.tolist() == kept_B
-        assert found[Slot("m", "A")].positions.tolist() == kept_A
-        assert found[Slot("m", "A")].values[0] == 2.0
+        found = client(build("fedsrd", alpha=alpha, upper=0.8, rescale="none"), before, after)
+        assert found[M_B].positions.tolist() == kept_B
+        assert found[M_A].positions.tolist() == kept_A
+        assert found[M_A].values[0] == 2.0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 5)])
@@ -258,8 +276,9 @@ def test_ties_are_broken_by_position_alone(shape):
 
 
 def test_a_client_that_learnt_nothing_sends_nothing():
-    state = {"m": pair(np.zeros((3, 2)), np.ones((2, 3)))}
-    found = build("fedsrd").client_update(state, dict(state), ClientStep(1, "c", 0))
+    state = tensors_of({"m": pair(np.zeros((3, 2)), np.ones((2, 3)))})
+    found = client(build("fedsrd"), state, dict(state))
+    assert list(found) == [M_B, M_A]
     assert [sparse.count for sparse in found.values()] == [0, 0]
 
 
@@ -273,14 +292,16 @@ def test_the_download_is_the_dense_step_under_the_seeded_mask(name, round_number
     B, A = single(random.standard_normal((30, 4))), single(random.standard_normal((4, 20)))
     deltas = [(single(random.standard_normal(B.shape)), single(random.standard_normal(A.shape))) for _ in range(2)]
     full = server(name, B, A, deltas, [0.5, 0.5], round_number)
-    method, state = build(name, download_sparsity=0.75), {"m": pair(B, A), "n": pair(B, A)}
-    sent = [delta_of(*d) | {Slot("n", s.factor): t for s, t in delta_of(*d).items()} for d in deltas]
+    method = build(name, download_sparsity=0.75)
+    state = GlobalState(tensors_of({"m": pair(B, A), "n": pair(B, A)}))
+    sent = [delta_of(*d) | {"n" + key.removeprefix("m"): t for key, t in delta_of(*d).items()} for d in deltas]
     masks = []
     for seed in (1, 2):
-        found = method.server_update(state, sent, [0.5, 0.5], ServerStep(round_number, seed))
-        for slot, sparse in found.items():
+        found, _ = method.server_update(state, contributions(sent, [0.5, 0.5]), ServerContext(round_number, seed))
+        assert list(found) == [tensor_name(module, "B" if round_number % 2 else "A") for module in "mn"]
+        for tensor, sparse in found.items():
             draw = rng.integer(seed, "download mask", round_number)
-            mask = rng.keep_mask(full.size, 0.25, draw, "mask", slot.module, slot.factor)
+            mask = rng.keep_mask(full.size, 0.25, draw, "mask", tensor)
             assert sparse.draw == Draw(draw, 0.25)
             assert sparse.positions.tolist() == mask.nonzero()[0].tolist()
             np.testing.assert_allclose(sparse.values, full.ravel()[mask] / 0.25, rtol=1e-6)
@@ -293,7 +314,7 @@ def test_the_download_is_unbiased():
     draws, keep = 3000, 0.2
     total = torch.zeros(8, 8, dtype=torch.float64)
     for i in range(draws):
-        total += decompose.sparsify_at_random(delta, Slot("m", "B"), i, keep).dense()
+        total += decompose.sparsify_at_random(delta, M_B, i, keep).dense()
     # One element's mean has standard deviation |x| sqrt((1 - keep) / (keep draws)) = 0.0365 |x|.
     assert float(((total / draws - delta).abs() / delta.abs()).max()) < 4.5 * 0.0365
     assert float((total.sum() / draws - delta.sum()).abs()) < 4 * 0.0365 * float(delta.norm())

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of the reader of payloads, with atheris: `make fuzz`.
 
-An input is what stands between the fields that no mutation would get past: two bytes for kind, position coding and
+An input is what stands between the fields that no mutation would get past: two bytes for kind, position codec and
 value type, two for the block, then the body. Header, digest and checksum are put around it, so that every input
 reaches the checks behind them; the input as it stands is read too. Whatever it is, the reader must give a delta that
 fits the table, or raise PayloadError; libFuzzer watches time and memory (-timeout, -rss_limit_mb).
@@ -19,11 +19,14 @@ import atheris
 import torch
 
 with atheris.instrument_imports(include=["fedsrd.wire"]):
-    from fedsrd.core.factors import Draw, ModuleShape, ShapeTable, SparseTensor
+    from fedsrd.core.lora import LoraModule, table_of
+    from fedsrd.core.tensors import Draw, SparseTensor, TensorSpec, TensorTable
     from fedsrd.errors import PayloadError
-    from fedsrd.wire import Coding, Kind, decode_delta, encode_delta
+    from fedsrd.wire import Kind, WireOptions, decode_delta, encode_delta
 
-TABLE = ShapeTable((ModuleShape("q", 24, 40, 4), ModuleShape("v", 8, 40, 4), ModuleShape("w", 1, 1, 1)))
+LORA = table_of([LoraModule("q", 24, 40, 4), LoraModule("v", 8, 40, 4), LoraModule("w", 1, 1, 1)])
+PLAIN = (TensorSpec("kernel", (3, 4, 5)), TensorSpec("scale", (30,)), TensorSpec("gate", ()), TensorSpec("bias", (70,)))
+TABLE = TensorTable((*LORA.specs, *PLAIN))
 SHAPES = TABLE.shapes
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -33,9 +36,9 @@ warnings.simplefilter("error")  # a warning from a hostile payload is a finding 
 def payload(data: bytes) -> bytes:
     """The input with a header and a checksum around it."""
     control, body = data[:4].ljust(4, b"\0"), data[4:]
-    kind, coding, type_ = control[0] & 3, control[0] >> 2 & 3, control[1] & 7
+    kind, codec, type_ = control[0] & 3, control[0] >> 2 & 3, control[1] & 7
     block = struct.unpack("<H", control[2:])[0]
-    head = struct.pack("<4sBBBBB3sIII16s", b"FSRD", 2, kind, 0, coding, type_, bytes(3), block, 7, 6, TABLE.digest)
+    head = struct.pack("<4sBBBBB3sIII16s", b"FSRD", 3, kind, 0, codec, type_, bytes(3), block, 7, 6, TABLE.digest)
     return head + body + hashlib.blake2b(head + body, digest_size=16).digest()
 
 
@@ -45,8 +48,8 @@ def check(data: bytes) -> None:
         _, delta = decode_delta(data, TABLE)
     except PayloadError:
         return
-    for slot, tensor in delta.items():
-        assert tensor.shape == SHAPES[slot]
+    for name, tensor in delta.items():
+        assert tensor.shape == SHAPES[name]
         assert 0 < tensor.count <= tensor.elements
         assert bool(torch.isfinite(tensor.values).all())
         if tensor.positions is None:
@@ -65,25 +68,25 @@ def one_input(data: bytes) -> None:
 
 
 def write_corpus() -> None:
-    """One input for every coding and type, with slots that travel in every way."""
+    """One input for every codec and type, with tensors that travel in every way."""
     generator = torch.Generator().manual_seed(0)
     CORPUS.mkdir(exist_ok=True)
     for values in ("float32", "bfloat16", "float16", "int8", "int4", "ternary"):
         for positions in ("auto", "bitmap", "gaps"):
             delta = {}
-            for number, (slot, shape) in enumerate(SHAPES.items()):
-                matrix = torch.randn(shape, generator=generator)
+            for number, (name, shape) in enumerate(SHAPES.items()):
+                tensor = torch.randn(shape, generator=generator)
                 if number % 3 == 0:
-                    delta[slot] = SparseTensor.from_mask(matrix, torch.rand(shape, generator=generator) < 0.1)
+                    delta[name] = SparseTensor.from_mask(tensor, torch.rand(shape, generator=generator) < 0.1)
                 elif number % 3 == 1:
-                    delta[slot] = SparseTensor.from_draw(matrix, slot, Draw(3, 0.2))
-                elif number == 2:
-                    delta[slot] = SparseTensor.from_dense(matrix)
-            coding = Coding(values=values, positions=positions, block=16)
-            made = encode_delta(delta, TABLE, Kind.UPLINK, 7, 6, coding)
-            kind, _, coding_number, type_ = made[5:9]
+                    delta[name] = SparseTensor.from_draw(tensor, name, Draw(3, 0.2))
+                elif number in (2, 8):
+                    delta[name] = SparseTensor.from_dense(tensor)
+            options = WireOptions(values=values, positions=positions, block=16)
+            made = encode_delta(delta, TABLE, Kind.UPLINK, 7, 6, options)
+            kind, _, codec, type_ = made[5:9]
             (block,) = struct.unpack("<I", made[12:16])
-            data = bytes([kind | coding_number << 2, type_]) + struct.pack("<H", block) + made[40:-16]
+            data = bytes([kind | codec << 2, type_]) + struct.pack("<H", block) + made[40:-16]
             assert payload(data) == made
             (CORPUS / f"{values}-{positions}").write_bytes(data)
 

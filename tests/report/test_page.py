@@ -81,6 +81,6 @@ def test_what_cannot_be_reported(tiny_recipe, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "results.json").write_text("{}")
-    with pytest.raises(RunFolderError, match="not as `fedsrd compare` writes it"):
+    with pytest.raises(RunFolderError, match="results.json: name: missing; .* not as fedsrd wrote it"):
         report([broken], tmp_path / "x.html")
     assert not (tmp_path / "x.html").exists()

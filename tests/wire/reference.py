@@ -109,15 +109,22 @@ def gap_table(ones, places):
 
 
 def gaps(body, listed):
-    """listed: (rows, columns, factor) of each slot; gives each one's positions."""
-    component_count = [rows if factor == "A" else columns for rows, columns, factor in listed]
+    """listed: (role, shape) of each listed tensor; gives each one's positions."""
+    component_count, component_of = [], []
+    for role, shape in listed:
+        columns = shape[-1] if shape else 1
+        if role == "lora_B":
+            component_count.append(columns)
+            component_of.append(lambda element, columns=columns: element % columns)
+        else:
+            component_count.append(math.prod(shape[:-1]))
+            component_of.append(lambda element, columns=columns: element // columns)
     classes = iter(body.histogram(sum(component_count)))
     places = {}
-    for number, (rows, columns, factor) in enumerate(listed):
+    for number, (_, shape) in enumerate(listed):
         own = [next(classes) for _ in range(component_count[number])]
-        for element in range(rows * columns):
-            component = element // columns if factor == "A" else element % columns
-            places.setdefault(own[component], []).append((number, element))
+        for element in range(math.prod(shape)):
+            places.setdefault(own[component_of[number](element)], []).append((number, element))
     counts = {c: body.numbers("Q", 2) for c in sorted(places)}
     stream = body.stream()
     found = [[] for _ in listed]
@@ -134,56 +141,59 @@ def gaps(body, listed):
     return [sorted(positions) for positions in found]
 
 
-def read(payload, modules):
-    """{(module, factor): {position: value}} of a delta payload; modules: (name, out, in, rank)."""
+def table_digest(tensors):
+    hasher = hashlib.blake2b(digest_size=16, person=b"fedsrd-tensors")
+    for name, role, shape in tensors:
+        hasher.update(struct.pack("<Q", len(name.encode())) + name.encode())
+        hasher.update(struct.pack("<Q", len(role.encode())) + role.encode())
+        hasher.update(struct.pack("<Q", len(shape)))
+        for dimension in shape:
+            hasher.update(struct.pack("<Q", dimension))
+    return hasher.digest()
+
+
+def read(payload, tensors):
+    """{name: {position: value}} of a delta payload; tensors: (name, role, shape)."""
     assert hashlib.blake2b(payload[:-16], digest_size=16).digest() == payload[-16:]
     magic, version, kind, flags, coding, type_, reserved, block, _, _, digest = struct.unpack(
         "<4sBBBBB3sIII16s", payload[:40]
     )
-    assert (magic, version, flags, reserved) == (b"FSRD", 2, 0, bytes(3))
+    assert (magic, version, flags, reserved) == (b"FSRD", 3, 0, bytes(3))
     assert kind in (1, 2, 3)
-    hasher = hashlib.blake2b(digest_size=16, person=b"fedsrd-shapes")
-    slots = []
-    for name, out_features, in_features, rank in modules:
-        raw = name.encode()
-        hasher.update(struct.pack("<4Q", len(raw), out_features, in_features, rank) + raw)
-        slots += [(name, "B", out_features, rank), (name, "A", rank, in_features)]
-    assert hasher.digest() == digest
+    assert table_digest(tensors) == digest
+    elements = {name: math.prod(shape) for name, _, shape in tensors}
     body = Bytes(payload[40:-16])
-    packed = body.take((len(slots) + 3) // 4)
-    travels = [packed[i // 4] >> 2 * (i % 4) & 3 for i in range(len(slots))]
-    seed, threshold = (body.numbers("Q", 1)[0], body.numbers("I", 1)[0]) if 3 in travels else (0, 0)
-    listed = [
-        (rows, columns, factor) for (_, factor, rows, columns), how in zip(slots, travels, strict=True) if how == 2
-    ]
+    packed = body.take((len(tensors) + 3) // 4)
+    travels = {name: packed[i // 4] >> 2 * (i % 4) & 3 for i, (name, _, _) in enumerate(tensors)}
+    seed, threshold = (body.numbers("Q", 1)[0], body.numbers("I", 1)[0]) if 3 in travels.values() else (0, 0)
+    listed = [(name, role, shape) for name, role, shape in tensors if travels[name] == 2]
     if coding == 1:
         found = []
-        for rows, columns, _ in listed:
-            bits = body.take((rows * columns + 7) // 8)
-            found.append([e for e in range(rows * columns) if bits[e // 8] >> e % 8 & 1])
+        for name, _, _ in listed:
+            bits = body.take((elements[name] + 7) // 8)
+            found.append([e for e in range(elements[name]) if bits[e // 8] >> e % 8 & 1])
     else:
-        found = gaps(body, listed) if listed else []
+        found = gaps(body, [(role, shape) for _, role, shape in listed]) if listed else []
     remaining = iter(found)
     positions = {}
-    for (name, factor, rows, columns), how in zip(slots, travels, strict=True):
+    for name, how in travels.items():
         if how == 1:
-            positions[name, factor] = range(rows * columns)
+            positions[name] = range(elements[name])
         elif how == 2:
-            positions[name, factor] = next(remaining)
+            positions[name] = next(remaining)
         elif how == 3:
-            positions[name, factor] = philox_mask(seed, ("mask", name, factor), threshold, rows * columns)
+            positions[name] = philox_mask(seed, ("mask", name), threshold, elements[name])
     count = sum(len(where) for where in positions.values())
     if not positions:
         values = iter(())
     elif type_ <= 3:
         values = iter(body.floats(count, ["", "float32", "bfloat16", "float16"][type_]))
     else:
-        elements = {(name, factor): rows * columns for name, factor, rows, columns in slots}
-        blocks = {slot: -(-elements[slot] // block) for slot in positions}
+        blocks = {name: -(-elements[name] // block) for name in positions}
         scales = iter(body.floats(sum(blocks.values()), "bfloat16"))
-        own = {slot: [next(scales) for _ in range(blocks[slot])] for slot in positions}
+        own = {name: [next(scales) for _ in range(blocks[name])] for name in positions}
         levels = iter(body.histogram(count))
         limit = {4: 127, 5: 7, 6: 1}[type_]
-        values = iter([(next(levels) - limit) * own[slot][e // block] for slot in positions for e in positions[slot]])
+        values = iter([(next(levels) - limit) * own[name][e // block] for name in positions for e in positions[name]])
     assert body.at == len(body.data)
-    return {slot: {e: next(values) for e in where} for slot, where in positions.items()}
+    return {name: {e: next(values) for e in where} for name, where in positions.items()}

@@ -10,120 +10,217 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsrd.core.factors import Draw, ModuleShape, ShapeTable, Slot, SparseTensor
-from fedsrd.wire import Coding, Kind, decode_delta, encode_delta, encode_start
+from fedsrd import rng
+from fedsrd.core.lora import LoraModule, table_of, tensor_name
+from fedsrd.core.tensors import Draw, SparseTensor, TensorSpec, TensorTable
+from fedsrd.errors import PayloadError
+from fedsrd.federation.snapshot import base_table
+from fedsrd.wire import Kind, WireOptions, decode_delta, encode_delta, encode_start, quantise, read_header
+from fedsrd.wire.inspect import inspect_payload
 
 GOLDEN = Path(__file__).parent / "golden"
 TYPES = ("float32", "bfloat16", "float16", "int8", "int4", "ternary")
+POSITIONS = ("auto", "bitmap", "gaps")
+
+
+@st.composite
+def tables(draw):
+    """LoRA modules among scalars, vectors, matrices and tensors of three dimensions, in any order."""
+    specs = []
+    for i in range(draw(st.integers(0, 3))):
+        out, inn, rank = draw(st.integers(1, 40)), draw(st.integers(1, 300)), draw(st.integers(1, 5))
+        specs += table_of([LoraModule(f"m.{i}.é", out, inn, rank)]).specs
+    for i in range(draw(st.integers(0, 4))):
+        sides = draw(st.sampled_from([(), (1,), (300,), (30, 9), (1, 40), (5, 7, 6), (3, 1, 30)]))
+        shape = tuple(draw(st.integers(1, side)) for side in sides)
+        specs.append(TensorSpec(f"p.{i}.é", shape, draw(st.sampled_from(["plain", "plain", "lora_A", "lora_B"]))))
+    return TensorTable(tuple(draw(st.permutations(specs))))
+
+
+@st.composite
+def deltas(draw, table):
+    """A delta with every way of travelling and ugly values."""
+    random = np.random.default_rng(draw(st.integers(0, 2**31)))
+    density = draw(st.sampled_from([0.0, 0.003, 0.05, 0.5, 0.97, 1.0]))
+    scale = draw(st.sampled_from([1e-30, 1e-4, 1.0, 3e3]))
+    delta = {}
+    for name, shape, role in table.specs:
+        tensor = torch.from_numpy(np.asarray(random.standard_normal(shape) * scale, dtype=np.float32))
+        ugly = draw(st.sampled_from([0.0, -0.0, 1e-45, scale]))
+        tensor[torch.from_numpy(np.asarray(random.random(shape) < 0.1))] = ugly
+        way = draw(st.sampled_from(["missing", "dense", "sparse", "sparse", "drawn"]))
+        if way == "dense":
+            delta[name] = SparseTensor.from_dense(tensor)
+        elif way == "sparse":
+            # Components of very different density, so that classes matter.
+            bias = random.random(shape[-1:] if role == "lora_B" else (*shape[:-1], 1)[: len(shape)]) * 2
+            delta[name] = SparseTensor.from_mask(
+                tensor, torch.from_numpy(np.asarray(random.random(shape) < density * bias))
+            )
+        elif way == "drawn":
+            delta[name] = SparseTensor.from_draw(tensor, name, Draw(draw(st.sampled_from([0, 2**64 - 1])), 0.3))
+    return delta
 
 
 @st.composite
 def cases(draw):
-    """A table, a delta with every way of travelling and ugly values, and a coding."""
-    table = ShapeTable(
-        tuple(
-            ModuleShape(f"m.{i}.é", draw(st.integers(1, 40)), draw(st.integers(1, 300)), draw(st.integers(1, 5)))
-            for i in range(draw(st.integers(0, 3)))
-        )
-    )
-    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
-    density = draw(st.sampled_from([0.0, 0.003, 0.05, 0.5, 0.97, 1.0]))
-    scale = draw(st.sampled_from([1e-30, 1e-4, 1.0, 3e3]))
-    delta = {}
-    for slot, shape in table.shapes.items():
-        matrix = torch.from_numpy((rng.standard_normal(shape) * scale).astype(np.float32))
-        matrix[torch.from_numpy(rng.random(shape) < 0.1)] = draw(st.sampled_from([0.0, -0.0, 1e-45, scale]))
-        way = draw(st.sampled_from(["missing", "dense", "sparse", "sparse", "drawn"]))
-        if way == "dense":
-            delta[slot] = SparseTensor.from_dense(matrix)
-        elif way == "sparse":
-            # Components of very different density, so that classes matter.
-            bias = rng.random(shape[1] if slot.factor == "B" else (shape[0], 1)) * 2
-            delta[slot] = SparseTensor.from_mask(matrix, torch.from_numpy(rng.random(shape) < density * bias))
-        elif way == "drawn":
-            delta[slot] = SparseTensor.from_draw(matrix, slot, Draw(draw(st.sampled_from([0, 2**64 - 1])), 0.3))
-    coding = Coding(
+    """A table, a delta and how it is written."""
+    table = draw(tables())
+    options = WireOptions(
         values=draw(st.sampled_from(TYPES)),
-        positions=draw(st.sampled_from(["auto", "bitmap", "gaps"])),
+        positions=draw(st.sampled_from(POSITIONS)),
         exponents=draw(st.sampled_from(["auto", "raw"])),
         block=draw(st.sampled_from([1, 3, 128])),
     )
-    return table, delta, coding
+    return table, draw(deltas(table)), options
+
+
+def as_the_reference_has_it(table):
+    return [(spec.name, spec.role, spec.shape) for spec in table.specs]
 
 
 def dense(table, found):
-    """What the reference read, slot by slot."""
-    matrices = {}
-    for slot, (rows, columns) in table.shapes.items():
-        flat = np.zeros(rows * columns, dtype=np.float32)
-        for element, value in found.get((slot.module, slot.factor), {}).items():
+    """What the reference read, tensor by tensor."""
+    tensors = {}
+    for spec in table.specs:
+        flat = np.zeros(spec.elements, dtype=np.float32)
+        for element, value in found.get(spec.name, {}).items():
             flat[element] = value
-        matrices[slot] = flat.reshape(rows, columns)
-    return matrices
+        tensors[spec.name] = flat.reshape(spec.shape)
+    return tensors
 
 
 @settings(max_examples=120, deadline=None)
 @given(cases(), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1))
 def test_both_readers_read_the_same(case, number, seed):
-    table, delta, coding = case
-    payload = encode_delta(delta, table, Kind.UPLINK, number, number, coding, seed)
-    assert payload == encode_delta(delta, table, Kind.UPLINK, number, number, coding, seed)
+    table, delta, options = case
+    payload = encode_delta(delta, table, Kind.UPLINK, number, number, options, seed)
+    assert payload == encode_delta(delta, table, Kind.UPLINK, number, number, options, seed)
     header, ours = decode_delta(payload, table)
     assert (header.kind, header.round, header.version) == (Kind.UPLINK, number, number)
-    theirs = reference.read(payload, [tuple(module) for module in table.modules])
-    for slot, matrix in dense(table, theirs).items():
-        mine = ours[slot].dense().numpy() if slot in ours else np.zeros_like(matrix)
-        assert mine.tobytes() == matrix.tobytes(), slot
-    for slot, tensor in ours.items():
-        assert tensor.values.dtype == torch.float32
-        assert tensor.shape == table.shapes[slot]
-        if tensor.positions is not None:
-            assert tensor.positions.dtype == torch.int64
-            assert bool((tensor.positions.diff() > 0).all())
+    theirs = reference.read(payload, as_the_reference_has_it(table))
+    assert [name for name, found in theirs.items() if found] == list(ours)
+    for name, tensor in dense(table, theirs).items():
+        mine = ours[name].dense().numpy() if name in ours else np.zeros_like(tensor)
+        assert mine.tobytes() == tensor.tobytes(), name
+    for name, sparse in ours.items():
+        assert sparse.values.dtype == torch.float32
+        assert sparse.shape == table.shapes[name]
+        assert list(theirs[name]) == (
+            list(range(sparse.elements)) if sparse.positions is None else sparse.positions.tolist()
+        )
+        if sparse.positions is not None:
+            assert sparse.positions.dtype == torch.int64
+            assert bool((sparse.positions.diff() > 0).all())
 
 
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_float32_is_exact_whatever_the_positions(case):
-    table, delta, coding = case
-    for positions in ("auto", "bitmap", "gaps"):
-        exact = coding.model_copy(update={"values": "float32", "positions": positions})
+    table, delta, options = case
+    for positions in POSITIONS:
+        exact = options.model_copy(update={"values": "float32", "positions": positions})
         _, found = decode_delta(encode_delta(delta, table, Kind.DOWNLINK, 1, 0, exact), table)
-        for slot, tensor in delta.items():
-            got = found[slot].dense() if slot in found else torch.zeros(tensor.shape)
-            assert torch.equal(got, tensor.dense())  # equal as numbers: a listed -0.0 does not travel
+        for name, sparse in delta.items():
+            got = found[name].dense() if name in found else torch.zeros(sparse.shape)
+            assert torch.equal(got, sparse.dense())  # equal as numbers: a listed -0.0 does not travel
 
 
-GOLDEN_TABLE = ShapeTable((ModuleShape("layers.0.q_proj", 24, 16, 4), ModuleShape("layers.0.v_proj", 8, 16, 4)))
-GOLDEN_CODINGS = [(values, positions) for values in TYPES for positions in ("gaps", "bitmap")]
+@pytest.mark.parametrize("values", TYPES)
+@pytest.mark.parametrize("positions", POSITIONS)
+@settings(max_examples=25, deadline=None)
+@given(case=cases(), seed=st.integers(0, 2**64 - 1))
+def test_the_sender_knows_what_will_arrive(values, positions, case, seed):
+    """A quantised delta is what its payload decodes to, bit for bit: methods keep what is lost by it."""
+    table, delta, options = case
+    options = options.model_copy(update={"values": values, "positions": positions})
+    quantised = quantise(delta, table, options, seed)
+    payload = quantised.payload(Kind.UPLINK, 3, 2)
+    assert payload == encode_delta(delta, table, Kind.UPLINK, 3, 2, options, seed)
+    known, (_, arrived) = quantised.delta(), decode_delta(payload, table)
+    assert list(known) == list(arrived)
+    for name, sparse in arrived.items():
+        mine = known[name]
+        assert mine.shape == sparse.shape == table.shapes[name]
+        assert mine.values.dtype == sparse.values.dtype
+        assert mine.values.numpy().tobytes() == sparse.values.numpy().tobytes(), name
+        assert (mine.positions is None) == (sparse.positions is None)
+        if sparse.positions is not None:
+            assert torch.equal(mine.positions, sparse.positions), name
+        assert (mine.draw is None) == (sparse.draw is None)
+        if sparse.draw is not None:
+            # A payload has 32 bits of the probability.
+            assert mine.draw.seed == sparse.draw.seed
+            assert rng.threshold(mine.draw.keep) == rng.threshold(sparse.draw.keep)
+
+
+@given(tables())
+def test_both_readers_have_the_same_table(table):
+    assert reference.table_digest(as_the_reference_has_it(table)) == table.digest
+
+
+def test_the_table_of_the_frozen_weights_is_the_specified_one():
+    modules = [LoraModule("a", 6, 4, 2), LoraModule("b", 3, 5, 2)]
+    lora = table_of(modules).specs
+    # The order is that of the factors B; tensors that are no factors have none.
+    mixed = TensorTable((lora[3], TensorSpec("scale", (7,)), lora[0], lora[2], lora[1]))
+    assert base_table(mixed).digest == reference.table_digest([("a", "plain", (6, 4)), ("b", "plain", (3, 5))])
+
+
+GOLDEN_LORA = (LoraModule("layers.0.q_proj", 24, 16, 4), LoraModule("layers.0.v_proj", 8, 16, 4))
+GOLDEN_PLAIN = (
+    TensorSpec("norm.weight", (40,)),
+    TensorSpec("gate", ()),
+    TensorSpec("conv.weight", (3, 4, 5)),
+    TensorSpec("head.bias", (9,)),
+)
+GOLDEN_TABLE = TensorTable((*table_of(GOLDEN_LORA).specs, *GOLDEN_PLAIN))
+GOLDEN_OPTIONS = [(values, positions) for values in TYPES for positions in ("gaps", "bitmap")]
 
 
 def golden_delta():
-    """Whole numbers and halves made by integer arithmetic, so that no library's random numbers matter."""
+    """Whole numbers and halves made by integer arithmetic, so that no library's random numbers matter.
+
+    The last of the LoRA factors does not travel, nor does the last of the other tensors.
+    """
     delta = {}
-    for number, (slot, (rows, columns)) in enumerate(GOLDEN_TABLE.shapes.items()):
-        flat = torch.arange(rows * columns)
-        matrix = (((flat * 37 + 11 * number) % 101 - 50).float() / 8).reshape(rows, columns)
-        if number == 0:
-            delta[slot] = SparseTensor.from_mask(matrix, ((flat * 13) % 17 < 3 + flat % 4).reshape(rows, columns))
+    for number, spec in enumerate(GOLDEN_TABLE.specs):
+        flat = torch.arange(spec.elements)
+        tensor = (((flat * 37 + 11 * number) % 101 - 50).float() / 8).reshape(spec.shape)
+        if number in (0, 4, 6):
+            delta[spec.name] = SparseTensor.from_mask(tensor, ((flat * 13) % 17 < 3 + flat % 4).reshape(spec.shape))
         elif number == 1:
-            delta[slot] = SparseTensor.from_draw(matrix, slot, Draw(2510, 0.25))
-        elif number == 2:
-            delta[slot] = SparseTensor.from_dense(matrix)
+            delta[spec.name] = SparseTensor.from_draw(tensor, spec.name, Draw(2510, 0.25))
+        elif number in (2, 5):
+            delta[spec.name] = SparseTensor.from_dense(tensor)
     return delta
 
 
-@pytest.mark.parametrize(("values", "positions"), [*GOLDEN_CODINGS, ("int8", "auto")])
+@pytest.mark.parametrize(("values", "positions"), [*GOLDEN_OPTIONS, ("int8", "auto")])
 def test_golden_payloads(values, positions):
-    """The files hold what version 2 is. If this fails, payloads that are on their way cannot be read any more."""
-    file = GOLDEN / f"v2-{values}-{positions}.fsrd"
-    made = encode_delta(golden_delta(), GOLDEN_TABLE, Kind.UPLINK, 7, 6, Coding(values=values, positions=positions), 9)
+    """The files hold what version 3 is. If this fails, payloads that are on their way cannot be read any more."""
+    file = GOLDEN / f"v3-{values}-{positions}.fsrd"
+    options = WireOptions(values=values, positions=positions)
+    made = encode_delta(golden_delta(), GOLDEN_TABLE, Kind.UPLINK, 7, 6, options, 9)
     assert made == file.read_bytes()
-    expected = json.loads((GOLDEN / "v2.json").read_text())[file.name]
+    expected = json.loads((GOLDEN / "v3.json").read_text())[file.name]
     _, found = decode_delta(file.read_bytes(), GOLDEN_TABLE)
-    assert {f"{s.module}.{s.factor}": t.dense().flatten().tolist() for s, t in found.items()} == expected
+    assert {name: sparse.dense().flatten().tolist() for name, sparse in found.items()} == expected
+    theirs = reference.read(file.read_bytes(), as_the_reference_has_it(GOLDEN_TABLE))
+    assert {name: dense(GOLDEN_TABLE, theirs)[name].flatten().tolist() for name in theirs} == expected
 
 
 def test_the_golden_start():
-    assert encode_start(0x0102030405060708, GOLDEN_TABLE) == (GOLDEN / "v2-start.fsrd").read_bytes()
-    assert Slot("layers.0.q_proj", "B") in GOLDEN_TABLE.shapes
+    assert encode_start(0x0102030405060708, GOLDEN_TABLE) == (GOLDEN / "v3-start.fsrd").read_bytes()
+    assert tensor_name("layers.0.q_proj", "B") in GOLDEN_TABLE.shapes
+
+
+def test_version_2_is_refused():
+    """A payload as version 2 wrote it, whole and with a good checksum."""
+    payload = (GOLDEN / "v2-float32-gaps.fsrd").read_bytes()
+    message = "format version 2: this reader knows version 3; upgrade the older end"
+    for read in (read_header, inspect_payload, lambda old: decode_delta(old, GOLDEN_TABLE)):
+        with pytest.raises(PayloadError, match=message):
+            read(payload)
+    with pytest.raises(AssertionError):
+        reference.read(payload, as_the_reference_has_it(GOLDEN_TABLE))

@@ -11,34 +11,45 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsrd.core.factors import Draw, ModuleShape, ShapeTable, SparseTensor
+from fedsrd.core.lora import LoraModule, table_of
+from fedsrd.core.tensors import Draw, SparseTensor, TensorSpec, TensorTable
 from fedsrd.errors import PayloadError
-from fedsrd.wire import Coding, Kind, decode_delta, decode_start, encode_delta, encode_start, read_header
+from fedsrd.wire import Kind, WireOptions, decode_delta, decode_start, encode_delta, encode_start, read_header
 from fedsrd.wire.inspect import inspect_payload
 
-TABLE = ShapeTable((ModuleShape("q", 12, 20, 4), ModuleShape("v", 3, 20, 4), ModuleShape("w", 1, 1, 1)))
+TABLE = table_of([LoraModule("q", 12, 20, 4), LoraModule("v", 3, 20, 4), LoraModule("w", 1, 1, 1)])
+MIXED = TensorTable(
+    (
+        *TABLE.specs,
+        TensorSpec("kernel", (3, 4, 5)),
+        TensorSpec("scale", (40,)),
+        TensorSpec("gate", ()),
+        TensorSpec("bias", (30,)),
+    )
+)
 
 
 def seal(body: bytes) -> bytes:
     return body + hashlib.blake2b(body, digest_size=16).digest()
 
 
-def example(coding=None, table=TABLE) -> bytes:
+def example(options=None, table=TABLE) -> bytes:
     delta = {}
     generator = torch.Generator().manual_seed(1)
-    for number, (slot, shape) in enumerate(table.shapes.items()):
-        matrix = torch.randn(shape, generator=generator)
+    for number, (name, shape) in enumerate(table.shapes.items()):
+        tensor = torch.randn(shape, generator=generator)
         if number % 3 == 0:
-            delta[slot] = SparseTensor.from_mask(matrix, torch.rand(shape, generator=generator) < 0.3)
+            delta[name] = SparseTensor.from_mask(tensor, torch.rand(shape, generator=generator) < 0.3)
         elif number % 3 == 1:
-            delta[slot] = SparseTensor.from_draw(matrix, slot, Draw(3, 0.4))
+            delta[name] = SparseTensor.from_draw(tensor, name, Draw(2, 0.4))
         else:
-            delta[slot] = SparseTensor.from_dense(matrix)
-    return encode_delta(delta, table, Kind.UPLINK, 3, 2, coding)
+            delta[name] = SparseTensor.from_dense(tensor)
+    return encode_delta(delta, table, Kind.UPLINK, 3, 2, options)
 
 
 EXAMPLES = [
-    example(Coding(values=values, positions=positions, block=9))
+    (example(WireOptions(values=values, positions=positions, block=9), table), table)
+    for table in (TABLE, MIXED)
     for values, positions in (("float32", "bitmap"), ("bfloat16", "gaps"), ("int8", "auto"), ("int4", "gaps"))
 ]
 
@@ -51,9 +62,9 @@ def valid_or_refused(data: bytes, table=TABLE) -> None:
         with pytest.raises(PayloadError):
             inspect_payload(data, table)
         return
-    assert header.kind in (Kind.UPLINK, Kind.DOWNLINK)
-    for slot, sparse in delta.items():
-        assert sparse.shape == table.shapes[slot]
+    assert header.kind in (Kind.UPLINK, Kind.DOWNLINK, Kind.SNAPSHOT)
+    for name, sparse in delta.items():
+        assert sparse.shape == table.shapes[name]
         assert sparse.values.dtype == torch.float32
         assert bool(torch.isfinite(sparse.values).all())
         assert 0 < sparse.count <= sparse.elements
@@ -67,8 +78,8 @@ def valid_or_refused(data: bytes, table=TABLE) -> None:
             assert int(sparse.positions[-1]) < sparse.elements
     # What was read can be written again, and reads alike.
     again = decode_delta(encode_delta(delta, table, header.kind, header.round, header.version), table)[1]
-    for slot, sparse in delta.items():
-        found = again[slot].dense() if slot in again else torch.zeros(sparse.shape)
+    for name, sparse in delta.items():
+        found = again[name].dense() if name in again else torch.zeros(sparse.shape)
         assert torch.equal(found, sparse.dense())
     inspect_payload(data, table)
 
@@ -85,9 +96,10 @@ changes = st.lists(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(st.sampled_from(EXAMPLES), changes)
-def test_any_change_behind_a_good_checksum_is_refused_or_harmless(payload, mutations):
+def test_any_change_behind_a_good_checksum_is_refused_or_harmless(example, mutations):
+    payload, table = example
     data = bytearray(payload[:-16])
     for kind, where, what in mutations:
         offset = where % (len(data) + 1)
@@ -97,30 +109,31 @@ def test_any_change_behind_a_good_checksum_is_refused_or_harmless(payload, mutat
             del data[offset : offset + what]
         elif offset < len(data):
             data[offset] = what if kind == "byte" else data[offset] ^ 1 << what
-    valid_or_refused(seal(bytes(data)))
+    valid_or_refused(seal(bytes(data)), table)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.sampled_from(EXAMPLES), st.binary(max_size=200))
-def test_any_body_behind_a_good_header_is_refused_or_harmless(payload, body):
-    valid_or_refused(seal(payload[:40] + body))
+def test_any_body_behind_a_good_header_is_refused_or_harmless(example, body):
+    payload, table = example
+    valid_or_refused(seal(payload[:40] + body), table)
 
 
-@pytest.mark.parametrize("payload", EXAMPLES)
-def test_every_truncation_behind_a_good_checksum_is_refused(payload):
+@pytest.mark.parametrize(("payload", "table"), EXAMPLES)
+def test_every_truncation_behind_a_good_checksum_is_refused(payload, table):
     data = payload[:-16]
     for size in range(len(data)):
         with pytest.raises(PayloadError):
-            decode_delta(seal(data[:size]), TABLE)
+            decode_delta(seal(data[:size]), table)
     for extra in range(1, 20):
         with pytest.raises(PayloadError, match=f"{extra} bytes too many"):
-            decode_delta(seal(data + b"\0" * extra), TABLE)
+            decode_delta(seal(data + b"\0" * extra), table)
 
 
-@pytest.mark.parametrize("payload", EXAMPLES)
-def test_the_unchanged_payload_is_taken(payload):
-    valid_or_refused(payload)
-    assert len(decode_delta(payload, TABLE)[1]) == 6
+@pytest.mark.parametrize(("payload", "table"), EXAMPLES)
+def test_the_unchanged_payload_is_taken(payload, table):
+    valid_or_refused(payload, table)
+    assert len(decode_delta(payload, table)[1]) == len(table.specs)
 
 
 @given(st.binary(max_size=120))
@@ -152,14 +165,14 @@ def test_a_damaged_start_is_refused():
         with pytest.raises(PayloadError, match="expected a start"):
             decode_start(seal(data[:offset] + b"\1" + data[offset + 1 : -16]), TABLE)
     with pytest.raises(PayloadError, match="adapts another model"):
-        decode_start(data, ShapeTable(TABLE.modules[:1]))
+        decode_start(data, TensorTable(TABLE.specs[:2]))
 
 
-@pytest.mark.parametrize("coding", [Coding(), Coding(values="int4"), Coding(positions="bitmap")])
-def test_a_short_payload_costs_no_more_than_the_table(coding):
+@pytest.mark.parametrize("options", [WireOptions(), WireOptions(values="int4"), WireOptions(positions="bitmap")])
+def test_a_short_payload_costs_no_more_than_the_table(options):
     """A refusal, whatever a mutated payload claims, stays within a few times the adapter's own float32 bytes."""
-    table = ShapeTable((ModuleShape("big", 3000, 2000, 8),))
-    whole = example(coding, table)
+    table = table_of([LoraModule("big", 3000, 2000, 8)])
+    whole = example(options, table)
     for size in (60, 100, len(whole) // 2):
         for value in (0, 0x7F, 0xFF):
             data = seal(bytearray(whole[:size]) + bytes([value]) * 64)

@@ -6,12 +6,13 @@ import json
 import pytest
 import torch
 
-from fedsrd.core.factors import Draw, ModuleShape, ShapeTable, Slot, SparseTensor
+from fedsrd.core.lora import LoraModule, table_of, tensor_name
+from fedsrd.core.tensors import Draw, SparseTensor, TensorSpec, TensorTable
 from fedsrd.errors import PayloadError
 from fedsrd.wire import (
-    Coding,
     Kind,
     Travels,
+    WireOptions,
     decode,
     decode_delta,
     decode_start,
@@ -22,7 +23,8 @@ from fedsrd.wire import (
 )
 from fedsrd.wire.inspect import inspect_payload
 
-TABLE = ShapeTable((ModuleShape("q", 3, 5, 2), ModuleShape("v", 1, 1, 1)))
+TABLE = table_of([LoraModule("q", 3, 5, 2), LoraModule("v", 1, 1, 1)])
+Q_B, Q_A, _, V_A = TABLE.shapes
 
 
 def sparse(shape, positions, values):
@@ -30,8 +32,8 @@ def sparse(shape, positions, values):
 
 
 SMALL = {
-    Slot("q", "B"): sparse((3, 2), [0, 5], [1.0, -2.0]),
-    Slot("v", "A"): SparseTensor((1, 1), None, torch.tensor([2.5])),
+    Q_B: sparse((3, 2), [0, 5], [1.0, -2.0]),
+    V_A: SparseTensor((1, 1), None, torch.tensor([2.5])),
 }
 
 
@@ -40,8 +42,8 @@ def reseal(payload: bytes) -> bytes:
     return payload[:-16] + hashlib.blake2b(payload[:-16], digest_size=16).digest()
 
 
-def payload(**coding) -> bytes:
-    return encode_delta(SMALL, TABLE, Kind.UPLINK, 7, 6, Coding(**coding))
+def payload(**options) -> bytes:
+    return encode_delta(SMALL, TABLE, Kind.UPLINK, 7, 6, WireOptions(**options))
 
 
 def test_a_start_is_64_bytes_and_gives_its_seed_back():
@@ -78,24 +80,25 @@ def patched(offset: int, content: bytes) -> bytes:
     ("data", "message"),
     [
         (patched(0, b"FSRX"), "this is no FedSRD payload"),
-        (patched(4, b"\x01"), "format version 1: this reader knows version 2"),
-        (patched(4, b"\x03"), "format version 3: this reader knows version 2"),
+        (patched(4, b"\x01"), "format version 1: this reader knows version 3"),
+        (patched(4, b"\x02"), "format version 2: this reader knows version 3"),
+        (patched(4, b"\x04"), "format version 4: this reader knows version 3"),
         (patched(5, b"\x09"), "kind 9: this reader knows 0 start, 1 uplink, 2 downlink, 3 snapshot"),
         (patched(6, b"\x01"), "flags 1"),
         (patched(10, b"\x01"), "000100"),
-        (patched(7, b"\x63"), "position coding 99: this reader knows 1 bitmap, 2 gaps"),
-        (patched(7, b"\x00"), "position coding 0"),
+        (patched(7, b"\x63"), "position codec 99: this reader knows 1 bitmap, 2 gaps"),
+        (patched(7, b"\x00"), "position codec 0"),
         (patched(8, b"\x63"), "value type 99: this reader knows 1 float32, 2 bfloat16"),
         (patched(8, b"\x05"), "block 0 with int4"),
         (patched(12, b"\x05"), "block 5 with float32"),
         (patched(24, b"\0" * 16), "the sender adapts another model"),
-        (patched(40, b"\x00"), "position coding 1 and no listed slot"),
+        (patched(40, b"\x00"), "position codec 1 and no listed tensor"),
         (patched(40, b"\x02"), "value type 1, block 0 and no values|bytes too many|bits are set|needs"),
-        (patched(41, b"\x41"), "bitmap of q B: spare bits"),
+        (patched(41, b"\x41"), "bitmap of q.lora_B.weight: spare bits"),
         (patched(42, b"\x02"), "values: 2 says how they travel"),
         (reseal(payload()[:-16] + b"\0\0\0\0" + payload()[-16:]), "4 bytes too many"),
         (reseal(payload()[:-18] + payload()[-16:]), "values at byte .*: needs .* are left: truncated"),
-        (reseal(payload()[:40] + payload()[-16:]), "slots at byte 40: needs 1 bytes, 0 are left"),
+        (reseal(payload()[:40] + payload()[-16:]), "tensors at byte 40: needs 1 bytes, 0 are left"),
         (b"", "0 bytes: a payload has at least 56"),
     ],
 )
@@ -117,34 +120,32 @@ def test_codings_that_a_reader_does_not_know_still_show_their_header():
     odd = reseal(data[:7] + b"\x07\x08" + data[9:])
     assert (read_header(odd).positions, read_header(odd).values) == (7, 8)
     assert inspect_payload(odd)["positions"] == "unknown (7)"
-    with pytest.raises(PayloadError, match="position coding 7"):
+    with pytest.raises(PayloadError, match="position codec 7"):
         inspect_payload(odd, TABLE)
 
 
 def test_encoding_refuses_what_the_table_lacks():
-    with pytest.raises(ValueError, match="the shape table says nothing"):
-        encode_delta({Slot("x", "B"): sparse((3, 2), [], [])}, TABLE, Kind.UPLINK, 1, 0)
-    with pytest.raises(ValueError, match=r"the shape table says \(3, 2\)"):
-        encode_delta({Slot("q", "B"): sparse((2, 3), [], [])}, TABLE, Kind.UPLINK, 1, 0)
+    with pytest.raises(ValueError, match="the tensor table says nothing"):
+        encode_delta({tensor_name("x", "B"): sparse((3, 2), [], [])}, TABLE, Kind.UPLINK, 1, 0)
+    with pytest.raises(ValueError, match=r"the tensor table says \(3, 2\)"):
+        encode_delta({Q_B: sparse((2, 3), [], [])}, TABLE, Kind.UPLINK, 1, 0)
 
 
 def test_encoding_refuses_what_could_not_be_read_back():
     for positions in ([1, 0], [2, 2]):
         with pytest.raises(ValueError, match="strictly increasing"):
-            encode_delta({Slot("q", "B"): sparse((3, 2), positions, [1.0, 2.0])}, TABLE, Kind.UPLINK, 1, 0)
+            encode_delta({Q_B: sparse((3, 2), positions, [1.0, 2.0])}, TABLE, Kind.UPLINK, 1, 0)
     for positions in ([-1], [6]):
         with pytest.raises(ValueError, match="positions from 0 to 5"):
-            encode_delta({Slot("q", "B"): sparse((3, 2), positions, [1.0])}, TABLE, Kind.UPLINK, 1, 0)
+            encode_delta({Q_B: sparse((3, 2), positions, [1.0])}, TABLE, Kind.UPLINK, 1, 0)
     with pytest.raises(ValueError, match="use encode_start"):
         encode_delta({}, TABLE, Kind.START, 1, 0)
     for values in ("float32", "bfloat16", "float16", "int8", "int4", "ternary"):
         for value in (float("nan"), float("inf"), -float("inf")):
-            with pytest.raises(ValueError, match="q B: a value of .* does not fit"):
-                encode_delta(
-                    {Slot("q", "B"): sparse((3, 2), [1], [value])}, TABLE, Kind.UPLINK, 1, 0, Coding(values=values)
-                )
+            with pytest.raises(ValueError, match="q.lora_B.weight: a value of .* does not fit"):
+                encode_delta({Q_B: sparse((3, 2), [1], [value])}, TABLE, Kind.UPLINK, 1, 0, WireOptions(values=values))
     with pytest.raises(ValueError, match="a value of 7e\\+04 does not fit float16"):
-        encode_delta({Slot("q", "B"): sparse((3, 2), [1], [7e4])}, TABLE, Kind.UPLINK, 1, 0, Coding(values="float16"))
+        encode_delta({Q_B: sparse((3, 2), [1], [7e4])}, TABLE, Kind.UPLINK, 1, 0, WireOptions(values="float16"))
     for number in (-1, 2**32):
         with pytest.raises(ValueError, match=r"round .*: expected 0 <= round < 2\*\*32"):
             encode_delta(SMALL, TABLE, Kind.UPLINK, number, 0)
@@ -156,66 +157,93 @@ def test_encoding_refuses_what_could_not_be_read_back():
 
 
 def test_what_is_read_can_be_written_to_and_is_its_own():
-    for coding in (Coding(), Coding(values="bfloat16", positions="bitmap"), Coding(values="int4")):
-        data = encode_delta(SMALL, TABLE, Kind.UPLINK, 1, 0, coding)
+    for options in (WireOptions(), WireOptions(values="bfloat16", positions="bitmap"), WireOptions(values="int4")):
+        data = encode_delta(SMALL, TABLE, Kind.UPLINK, 1, 0, options)
         for given_as in (data, bytearray(data), memoryview(data)):
             _, delta = decode_delta(given_as, TABLE)
             for tensor in delta.values():
                 tensor.values.add_(1)
-        assert data == encode_delta(SMALL, TABLE, Kind.UPLINK, 1, 0, coding)
+        assert data == encode_delta(SMALL, TABLE, Kind.UPLINK, 1, 0, options)
 
 
 def test_nothing_travels_in_no_bytes():
     empty = encode_delta({}, TABLE, Kind.UPLINK, 0, 0)
     assert len(empty) == 40 + 1 + 16
     assert decode_delta(empty, TABLE)[1] == {}
-    zeros = {Slot("q", "B"): sparse((3, 2), [1, 2], [0.0, -0.0]), Slot("q", "A"): sparse((2, 5), [], [])}
+    zeros = {Q_B: sparse((3, 2), [1, 2], [0.0, -0.0]), Q_A: sparse((2, 5), [], [])}
     for values in ("float32", "int4"):
-        assert encode_delta(zeros, TABLE, Kind.UPLINK, 0, 0, Coding(values=values)) == empty
-    nothing = ShapeTable(())
+        assert encode_delta(zeros, TABLE, Kind.UPLINK, 0, 0, WireOptions(values=values)) == empty
+    nothing = TensorTable(())
     assert decode_delta(encode_delta({}, nothing, Kind.UPLINK, 1, 0), nothing)[1] == {}
-    hollow = ShapeTable((ModuleShape("m", 0, 4, 2),))
-    delta = {Slot("m", "B"): SparseTensor((0, 2), None, torch.empty(0))}
+    hollow = table_of([LoraModule("m", 0, 4, 2)])
+    delta = {tensor_name("m", "B"): SparseTensor((0, 2), None, torch.empty(0))}
     assert decode_delta(encode_delta(delta, hollow, Kind.UPLINK, 1, 0), hollow)[1] == {}
 
 
-def test_a_drawn_slot_lists_no_positions():
-    table = ShapeTable((ModuleShape("m", 64, 64, 8),))
-    slot = Slot("m", "B")
+@pytest.mark.parametrize("way", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0), (2, 0, 3)])
+def test_a_tensor_without_elements_does_not_travel(shape, way):
+    table = TensorTable((TensorSpec("p", shape),))
+    nothing = encode_delta({"p": SparseTensor(shape, None, torch.empty(0))}, table, Kind.UPLINK, 1, 0)
+    assert nothing == encode_delta({}, table, Kind.UPLINK, 1, 0)
+    with pytest.raises(PayloadError, match="p: has no elements, and yet something travels"):
+        decode_delta(reseal(nothing[:40] + bytes([way]) + nothing[41:]), table)
+
+
+def test_inspection_of_tensors_that_are_no_factors():
+    table = TensorTable((TensorSpec("scale", (5,)), TensorSpec("gate", ()), TensorSpec("kernel", (2, 3, 4))))
+    delta = {
+        "scale": sparse((5,), [1, 4], [1.0, 2.0]),
+        "gate": SparseTensor((), None, torch.tensor([0.5])),
+        "kernel": sparse((2, 3, 4), [23], [-1.0]),
+    }
+    for positions in ("auto", "bitmap", "gaps"):
+        data = encode_delta(delta, table, Kind.UPLINK, 1, 0, WireOptions(positions=positions))
+        found = inspect_payload(data, table)
+        assert found["tensor_table"] == table.digest.hex()
+        assert found["tensors_that_travel"] == "3 of 3"
+        assert found["density"] == pytest.approx(4 / 30)
+        assert found["tensors"]["scale"] == {"travels": "listed", "density": pytest.approx(2 / 5)}
+        assert found["tensors"]["gate"] == {"travels": "whole", "density": 1.0}
+        assert found["tensors"]["kernel"] == {"travels": "listed", "density": pytest.approx(1 / 24)}
+
+
+def test_a_drawn_tensor_lists_no_positions():
+    table = table_of([LoraModule("m", 64, 64, 8)])
+    name, other = table.shapes
     matrix = torch.ones(64, 8)
-    drawn = SparseTensor.from_draw(matrix, slot, Draw(11, 0.25))
+    drawn = SparseTensor.from_draw(matrix, name, Draw(11, 0.25))
     listed = SparseTensor(drawn.shape, drawn.positions, drawn.values)
     sizes = {}
     for tensor in (drawn, listed):
-        data = encode_delta({slot: tensor}, table, Kind.DOWNLINK, 1, 0, Coding(values="bfloat16"))
+        data = encode_delta({name: tensor}, table, Kind.DOWNLINK, 1, 0, WireOptions(values="bfloat16"))
         found = decode(data, table)
-        assert torch.equal(found.delta[slot].dense(), drawn.dense())
-        sizes[found.travels[slot]] = len(data)
+        assert torch.equal(found.delta[name].dense(), drawn.dense())
+        sizes[found.travels[name]] = len(data)
     assert set(sizes) == {Travels.DRAWN, Travels.LISTED}
     assert sizes[Travels.DRAWN] + 30 < sizes[Travels.LISTED]
     # A delta that was read knows its draw, and is written as before.
-    again = decode_delta(encode_delta({slot: drawn}, table, Kind.DOWNLINK, 1, 0), table)[1]
-    assert again[slot].draw == Draw(11, 0.25)
+    again = decode_delta(encode_delta({name: drawn}, table, Kind.DOWNLINK, 1, 0), table)[1]
+    assert again[name].draw == Draw(11, 0.25)
     # The paper's format has no draws; a second draw in one payload is listed.
-    bitmap = encode_delta({slot: drawn}, table, Kind.DOWNLINK, 1, 0, Coding(positions="bitmap"))
-    assert decode(bitmap, table).travels[slot] is Travels.LISTED
-    other = Slot("m", "A")
-    both = {slot: drawn, other: SparseTensor.from_draw(torch.ones(8, 64), other, Draw(12, 0.25))}
+    bitmap = encode_delta({name: drawn}, table, Kind.DOWNLINK, 1, 0, WireOptions(positions="bitmap"))
+    assert decode(bitmap, table).travels[name] is Travels.LISTED
+    both = {name: drawn, other: SparseTensor.from_draw(torch.ones(8, 64), other, Draw(12, 0.25))}
     found = decode(encode_delta(both, table, Kind.DOWNLINK, 1, 0), table)
-    assert found.travels == {slot: Travels.DRAWN, other: Travels.LISTED}
+    assert found.travels == {name: Travels.DRAWN, other: Travels.LISTED}
     assert torch.equal(found.delta[other].dense(), both[other].dense())
 
 
 def test_auto_takes_the_smallest():
-    table = ShapeTable((ModuleShape("m", 512, 512, 8),))
+    table = table_of([LoraModule("m", 512, 512, 8)])
     generator = torch.Generator().manual_seed(0)
     for density in (0.001, 0.05, 0.3, 0.5, 0.9):
         delta = {
-            slot: SparseTensor.from_mask(torch.ones(shape), torch.rand(shape, generator=generator) < density)
-            for slot, shape in table.shapes.items()
+            name: SparseTensor.from_mask(torch.ones(shape), torch.rand(shape, generator=generator) < density)
+            for name, shape in table.shapes.items()
         }
         sizes = {
-            positions: len(encode_delta(delta, table, Kind.UPLINK, 1, 0, Coding(positions=positions)))
+            positions: len(encode_delta(delta, table, Kind.UPLINK, 1, 0, WireOptions(positions=positions)))
             for positions in ("auto", "gaps", "bitmap")
         }
         assert sizes["auto"] == min(sizes.values()), (density, sizes)
@@ -223,8 +251,8 @@ def test_auto_takes_the_smallest():
 
 def test_finiteness():
     assert is_finite(SMALL)
-    assert not is_finite({Slot("q", "B"): sparse((3, 2), [1], [float("inf")])})
-    assert not is_finite({Slot("q", "B"): sparse((3, 2), [1], [float("nan")])})
+    assert not is_finite({Q_B: sparse((3, 2), [1], [float("inf")])})
+    assert not is_finite({Q_B: sparse((3, 2), [1], [float("nan")])})
 
 
 def test_inspection_counts_what_is_there():
@@ -235,8 +263,8 @@ def test_inspection_counts_what_is_there():
     assert (found["positions"], found["values"], found["checksum"]) == ("bitmap", "float32", "ok")
     assert found["values_that_travel"] == 3
     assert found["density"] == pytest.approx(3 / 7)
-    assert found["slots"]["q.B"] == {"travels": "listed", "density": pytest.approx(2 / 6)}
-    assert found["slots"]["v.A"] == {"travels": "whole", "density": 1.0}
+    assert found["tensors"][Q_B] == {"travels": "listed", "density": pytest.approx(2 / 6)}
+    assert found["tensors"][V_A] == {"travels": "whole", "density": 1.0}
     assert found["travelling"] == {"listed": 1, "whole": 1}
     # 2 of 6: 6 H(1/3) bits.
     assert found["bernoulli_bytes"] == pytest.approx(5.51 / 8, abs=0.001)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedsrd.core.factors import ModuleShape, ShapeTable, Slot, SparseTensor
-from fedsrd.wire import Coding, Kind, decode_delta, encode_delta
+from fedsrd.core.lora import LoraModule, table_of, tensor_name
+from fedsrd.core.tensors import SparseTensor
+from fedsrd.wire import Kind, WireOptions, decode_delta, encode_delta
 from fedsrd.wire.reader import Reader
 from fedsrd.wire.values import BFLOAT16, TYPES, Float, Integer, Place
 
@@ -85,33 +86,33 @@ def test_without_random_numbers_integers_are_the_nearest():
 
 def test_scales_belong_to_places_in_the_matrix():
     """A value that rounds to zero leaves the list and moves no other value under another scale."""
-    table = ShapeTable((ModuleShape("m", 12, 1, 1),))
-    slot = Slot("m", "B")
+    table = table_of([LoraModule("m", 12, 1, 1)])
+    name = tensor_name("m", "B")
     values = torch.tensor([1e-9, 7.0, 1e-9, 0.007, 0.003])
-    delta = {slot: SparseTensor((12, 1), torch.tensor([0, 1, 4, 8, 11]), values)}
+    delta = {name: SparseTensor((12, 1), torch.tensor([0, 1, 4, 8, 11]), values)}
     # Five values of twelve elements, one value a block on average: blocks of two elements.
-    _, found = decode_delta(encode_delta(delta, table, Kind.UPLINK, 1, 0, Coding(values="int8", block=1)), table)
-    assert found[slot].positions.tolist()[-2:] == [8, 11]
-    assert torch.allclose(found[slot].dense().flatten()[[1, 8, 11]], values[[1, 3, 4]], rtol=1e-2)
+    _, found = decode_delta(encode_delta(delta, table, Kind.UPLINK, 1, 0, WireOptions(values="int8", block=1)), table)
+    assert found[name].positions.tolist()[-2:] == [8, 11]
+    assert torch.allclose(found[name].dense().flatten()[[1, 8, 11]], values[[1, 3, 4]], rtol=1e-2)
 
 
 @pytest.mark.parametrize("values", ["int8", "int4", "ternary"])
 def test_rounding_follows_its_seed(values):
-    table = ShapeTable((ModuleShape("m", 40, 40, 2),))
+    table = table_of([LoraModule("m", 40, 40, 2)])
     matrix = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
-    delta = {Slot("m", "B"): SparseTensor.from_dense(matrix)}
-    made = [encode_delta(delta, table, Kind.UPLINK, 1, 0, Coding(values=values), seed) for seed in (1, 1, 2)]
+    delta = {tensor_name("m", "B"): SparseTensor.from_dense(matrix)}
+    made = [encode_delta(delta, table, Kind.UPLINK, 1, 0, WireOptions(values=values), seed) for seed in (1, 1, 2)]
     assert made[0] == made[1] != made[2]
 
 
 def test_sums_over_senders_stay_unbiased():
     """What the server averages: many clients that round on their own come near the value, although each is ternary."""
-    table = ShapeTable((ModuleShape("m", 64, 1, 1),))
-    slot = Slot("m", "B")
+    table = table_of([LoraModule("m", 64, 1, 1)])
+    name = tensor_name("m", "B")
     matrix = torch.linspace(-1, 1, 64).reshape(64, 1)
-    delta = {slot: SparseTensor.from_mask(matrix, matrix.abs() > 0.1)}
+    delta = {name: SparseTensor.from_mask(matrix, matrix.abs() > 0.1)}
     mean = torch.zeros(64, 1)
     for seed in range(2000):
-        payload = encode_delta(delta, table, Kind.UPLINK, 1, 0, Coding(values="ternary"), seed)
-        mean += decode_delta(payload, table)[1][slot].dense() / 2000
-    assert torch.allclose(mean, delta[slot].dense(), atol=0.06)
+        payload = encode_delta(delta, table, Kind.UPLINK, 1, 0, WireOptions(values="ternary"), seed)
+        mean += decode_delta(payload, table)[1][name].dense() / 2000
+    assert torch.allclose(mean, delta[name].dense(), atol=0.06)

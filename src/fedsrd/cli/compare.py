@@ -73,7 +73,7 @@ def compare(
         console.print(f"\nStopped. Continue in the middle of the round with:\n  fedsrd compare --resume --out {folder}")
         raise SystemExit(INTERRUPTED) from None
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), **results}, indent=2))
+        typer.echo(json.dumps({"folder": str(folder), **results.plain()}, indent=2))
 
 
 def _compare(console: Any, comparison: Any, folder: Path, resume: bool, track: list[str]) -> Any:
@@ -89,6 +89,6 @@ def _compare(console: Any, comparison: Any, folder: Path, resume: bool, track: l
         display.say("Drawing")
         results = outcome.write(comparison, folder)
     outcome.show(console, results, folder)
-    if not any(row["runs"] for row in results["rows"]):
+    if not any(row.runs for row in results.rows):
         fail(f"every run failed; the reasons are in {folder}/runs", 1)
     return results

@@ -31,6 +31,7 @@ class VariantSection(BaseModel):
     Attributes:
         label: what tables and folders call it; the method's name by default.
         method: as a recipe's [method] table.
+        server_optimizer: as a recipe's [server_optimizer] table, in the place of the recipe's own.
         set: other keys, dotted, with their values.
         grid: keys to search besides the comparison's grid; a key given here replaces that one.
     """
@@ -38,6 +39,7 @@ class VariantSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     label: Name
     method: dict[str, Any]
+    server_optimizer: dict[str, Any] | None = None
     set: dict[str, Any] = {}
     grid: Grid = {}
 
@@ -100,8 +102,8 @@ class Run:
 def slug(point: Point) -> str:
     """A grid point as a folder's name; empty where there is no grid.
 
-    >>> slug((("training.learning_rate", 0.001), ("method.server_lr", 2.0)))
-    'training.learning_rate=0.001,method.server_lr=2.0'
+    >>> slug((("training.learning_rate", 0.001), ("server_optimizer.learning_rate", 2.0)))
+    'training.learning_rate=0.001,server_optimizer.learning_rate=2.0'
     """
     return ",".join(f"{key}={value}" for key, value in point).replace("/", "_")
 
@@ -134,8 +136,11 @@ class Comparison:
         tree = copy.deepcopy(dict(self.tree))
         where = f"variant {variant.label}"
         tree["method"] = dict(variant.method)
+        if variant.server_optimizer is not None:
+            tree["server_optimizer"] = dict(variant.server_optimizer)
         for key, value in [*variant.set.items(), *point]:
-            put(tree, key, value, where)
+            # A copy: a later key may reach into a table that an earlier one has set.
+            put(tree, key, copy.deepcopy(value), where)
         tree["seed"] = seed
         return Run(variant.label, point, seed, parse(tree, where))
 
@@ -172,7 +177,7 @@ class Comparison:
             seeds=list(self.seeds),
             grid=dict(self.grid),  # type: ignore[arg-type]
             grid_seeds=list(self.grid_seeds),
-        ).model_dump(exclude={"methods"})
+        ).model_dump(exclude={"methods"}, exclude_none=True)
         return tomli_w.dumps({**self.tree, "compare": section})
 
 
@@ -194,8 +199,8 @@ def load(
         overrides: as `fedsrd run --set`.
 
     Raises:
-        RecipeError: a method is unknown (the known ones are named), a seed is given twice, or a variant's recipe is
-            not valid. Nothing was started.
+        RecipeError: a method is unknown (the known ones are named), a seed is given twice, a variant has no
+            evaluation set in domain, or its recipe is not valid. Nothing was started.
     """
     tree, where = read(path, overrides)
     given = dict(tree.pop("compare", {}))
@@ -220,7 +225,12 @@ def load(
     name = str(tree.get("name", "comparison"))
     comparison = Comparison(name, variants, tuple(section.seeds), searched, tree, section.grid)
     # Every recipe is made once, so that a mistake in any of them shows now.
-    list(comparison.each())
+    for one in comparison.each():
+        if not any(entry.in_domain for entry in one.recipe.evaluation.sets):
+            raise RecipeError(
+                f"{where}: variant {one.label} has no set in domain to compare by; expected one or more "
+                "[[evaluation.sets]] whose in_domain is true (the default)"
+            )
     return comparison
 
 

@@ -71,12 +71,12 @@ class TensorSpec(NamedTuple):
 
     @classmethod
     def named(cls, name: str, shape: Sequence[int]) -> "TensorSpec":
-        """The spec with the role that the name says.
+        """The spec with the role that the name of a matrix says; anything else is plain.
 
         >>> TensorSpec.named("q.lora_A.weight", (2, 4)).role
         'lora_A'
         """
-        roles = (role for suffix, role in _SUFFIXES.items() if name.endswith(suffix))
+        roles = (role for suffix, role in _SUFFIXES.items() if name.endswith(suffix) and len(shape) == 2)
         return cls(name, tuple(shape), next(roles, "plain"))
 
 

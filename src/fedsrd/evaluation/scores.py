@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fedsrd.means import domain_means
+
 Unit = Literal["nats", "%"]
 
 
@@ -40,10 +42,13 @@ def averages(scores: Sequence[Score]) -> dict[str, float]:
     """
     found = {}
     for unit in ("nats", "%"):
-        for inside, label in ((True, "in-domain"), (False, "out-of-domain")):
-            values = [score.value for score in scores if score.unit == unit and score.in_domain == inside]
-            if values:
-                found[f"{label} {unit}"] = sum(values) / len(values)
+        of_unit = [score for score in scores if score.unit == unit]
+        means = domain_means(
+            {score.name: score.value for score in of_unit}, {score.name: score.in_domain for score in of_unit}
+        )
+        for value, label in ((means.in_domain, "in-domain"), (means.out_of_domain, "out-of-domain")):
+            if value is not None:
+                found[f"{label} {unit}"] = value
     return found
 
 

@@ -7,6 +7,7 @@ from fedsrd.core import lora
 from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.rounds import Round
 from fedsrd.federation.server import Counts
+from fedsrd.means import domain_means
 from fedsrd.recipe import Recipe
 from fedsrd.runs.records import Quality, RoundRecord, Summary
 
@@ -88,15 +89,10 @@ def summarise(recipe: Recipe, table: TensorTable, records: Sequence[RoundRecord]
     down = sum(sum(record.bytes_down.values()) for record in records)
     values = 2 * table.elements * sum(len(record.bytes_up) for record in records)
     measured = [record.eval for record in records if record.eval]
-    in_domain = [entry.name for entry in recipe.evaluation.sets if entry.in_domain]
-    outside = [entry.name for entry in recipe.evaluation.sets if not entry.in_domain]
+    sets = {entry.name: entry.in_domain for entry in recipe.evaluation.sets}
 
     def averages(quality: Mapping[str, float]) -> Quality:
-        return Quality(
-            by_set=dict(quality),
-            in_domain=_mean([quality[name] for name in in_domain if name in quality]),
-            out_of_domain=_mean([quality[name] for name in outside if name in quality]),
-        )
+        return Quality(by_set=dict(quality), **vars(domain_means(quality, sets)))
 
     benchmarks = [record.benchmarks for record in records if record.benchmarks]
     phases: dict[str, float] = {}
@@ -121,7 +117,3 @@ def summarise(recipe: Recipe, table: TensorTable, records: Sequence[RoundRecord]
         benchmarks={"base": benchmarks[0], "final": benchmarks[-1]} if len(benchmarks) > 1 else {},
         digest=records[-1].digest,
     )
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -1,4 +1,4 @@
-"""The server: holds the global factors, takes updates, makes the broadcast. Knows no model, only the shape table."""
+"""The server: holds the global factors, takes updates, makes the broadcast. Knows no model, only the tensor table."""
 
 import math
 import statistics

@@ -1,5 +1,7 @@
 """A whole state as bytes, exact: for clients that join late, or are too far behind for single broadcasts."""
 
+import torch
+
 from fedsrd import wire
 from fedsrd.core.lora import modules_of
 from fedsrd.core.tensors import GlobalState, SparseTensor, Tensors, TensorSpec, TensorTable
@@ -26,10 +28,14 @@ def read(snapshot: Snapshot, table: TensorTable) -> GlobalState:
         PayloadError: it is damaged, for another adapter, of another version, or not whole.
     """
     whole = _decode(snapshot.payload, table, snapshot.version)
-    missing = [name for name in table.shapes if name not in whole or whole[name].positions is not None]
+    # A tensor without elements never travels.
+    some = [spec for spec in table.specs if spec.elements]
+    missing = [spec.name for spec in some if spec.name not in whole or whole[spec.name].positions is not None]
     if missing:
         raise PayloadError(f"a snapshot without all of {missing[0]}")
-    tensors = {name: whole[name].dense() for name in table.shapes}
+    tensors = {
+        name: whole[name].dense() if name in whole else torch.zeros(shape) for name, shape in table.shapes.items()
+    }
     base = {}
     if snapshot.base:
         changes = _decode(snapshot.base, base_table(table), snapshot.version)

@@ -156,10 +156,10 @@ def as_csv(results: Record) -> str:
 def setting(point: Record | None) -> str:
     """A grid point for people.
 
-    >>> setting({"training.learning_rate": 0.001, "method.server_lr": 2.0})
-    'learning_rate 0.001, server_lr 2.0'
+    >>> setting({"training.learning_rate": 0.001, "server_optimizer.learning_rate": 2.0})
+    'learning_rate 0.001, server_optimizer.learning_rate 2.0'
     """
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in (point or {}).items())
+    return ", ".join(f"{_key(key)} {value}" for key, value in (point or {}).items())
 
 
 def short(point: str) -> str:
@@ -168,9 +168,12 @@ def short(point: str) -> str:
     >>> short("training.learning_rate=0.001")
     'learning_rate=0.001'
     """
-    return ",".join(
-        part.partition("=")[0].rpartition(".")[2] + "=" + part.partition("=")[2] for part in point.split(",")
-    )
+    return ",".join(_key(part.partition("=")[0]) + "=" + part.partition("=")[2] for part in point.split(","))
+
+
+def _key(key: str) -> str:
+    # Without its table; but clients and server both have a learning rate.
+    return key if key.startswith("server_optimizer.") else key.rpartition(".")[2]
 
 
 def number(value: float | None) -> str:

@@ -1,6 +1,5 @@
 """What a comparison leaves behind: results.json, table.md, table.csv and figures, and the tables in the terminal."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +10,30 @@ from fedsrd.files import write_atomically
 from fedsrd.report import comparison as tables
 from fedsrd.report.figures.static import draw
 from fedsrd.report.page.write import report
+from fedsrd.runs.results import Results, results_text
 
-Record = dict[str, Any]
 
-
-def write(comparison: Comparison, out: Path) -> Record:
+def write(comparison: Comparison, out: Path) -> Results:
     """Collects the results and writes them; gives them."""
     command = "fedsrd compare comparison.toml"
-    results = {"command": command, "environment": environment(), **collect(comparison, out)}
-    text = json.dumps(results, indent=1, allow_nan=False) + "\n"
-    write_atomically(out / "results.json", text.encode())
+    found = collect(comparison, out).model_copy(update={"command": command, "environment": environment()})
+    write_atomically(out / "results.json", results_text(found).encode())
+    results = found.plain()
     write_atomically(out / "table.md", tables.markdown(results, command).encode())
     write_atomically(out / "table.csv", tables.as_csv(results).encode())
     draw(results, out / "figures")
     report([out], out / "report.html")
-    return results
+    return found
 
 
-def show(console: Any, results: Record, out: Path) -> None:
+def show(console: Any, results: Results, out: Path) -> None:
     """The closing tables."""
-    for table in tables.terminal_tables(results):
+    for table in tables.terminal_tables(results.plain()):
         console.print(table)
-    for row in results["rows"]:
-        for failure in row["failed"]:
-            reason = tables.last_line(failure["reason"])
-            console.print(f"[bold red]failed[/bold red] {row['label']}, seed {failure['seed']}: {reason}")
+    for row in results.rows:
+        for failure in row.failed:
+            reason = tables.last_line(failure.reason)
+            console.print(f"[bold red]failed[/bold red] {row.label}, seed {failure.seed}: {reason}")
     # Paths are not wrapped: people copy them.
     for what, where in (
         ("Report", "report.html"),

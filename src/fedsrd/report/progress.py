@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn
 
 from fedsrd.compare.plan import Run, slug
+from fedsrd.means import domain_means
 from fedsrd.report.comparison import last_line, short
 from fedsrd.report.terminal import Display
 from fedsrd.runs.records import RoundRecord
@@ -45,9 +46,9 @@ class CompareDisplay(Display):
 
     def run_done(self, run: Run, folder: Path, seconds: float) -> None:
         """The present run is complete."""
-        inside = [entry.name for entry in run.recipe.evaluation.sets if entry.in_domain]
-        quality = sum(self._last[name] for name in inside) / len(inside) if inside else float("nan")
-        self.say(f"    {seconds:.0f} s, in-domain NLL {quality:.3f}")
+        sets = {entry.name: entry.in_domain for entry in run.recipe.evaluation.sets}
+        quality = domain_means(self._last, sets).in_domain
+        self.say(f"    {seconds:.0f} s, in-domain NLL {float('nan') if quality is None else quality:.3f}")
 
     def run_failed(self, run: Run, reason: str) -> None:
         """The present run failed; the others go on."""

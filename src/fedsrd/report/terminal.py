@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from fedsrd.means import mean
 from fedsrd.packages import watched
 from fedsrd.runs.records import RoundRecord, Summary
 
@@ -117,10 +118,10 @@ class RunDisplay(Display):
         self.progress.update(self._task, completed=number)
         quality = ", ".join(f"{name} {value:.2f}" for name, value in record.eval.items())
         if number == 0:
-            self.say(f"start  down {amount(_mean(record.bytes_down.values()))} a client")
+            self.say(f"start  down {amount(mean(record.bytes_down.values()) or 0)} a client")
             self._quality(quality)
             return
-        up, down = _mean(record.bytes_up.values()), _mean(record.bytes_down.values())
+        up, down = (mean(sizes.values()) or 0 for sizes in (record.bytes_up, record.bytes_down))
         self.say(
             f"round {number}/{self._rounds}  loss {record.train_loss:.3f}  "
             f"up {amount(up)}  down {amount(down)} ({record.factor_down})"
@@ -158,8 +159,8 @@ def rounds_table(records: Sequence[RoundRecord]) -> Table:
         seconds = record.seconds
         table.add_row(
             str(record.round),
-            f"{_mean(record.bytes_up.values()) / (1 << 20):.2f}",
-            f"{_mean(record.bytes_down.values()) / (1 << 20):.2f} {record.factor_down}",
+            f"{(mean(record.bytes_up.values()) or 0) / (1 << 20):.2f}",
+            f"{(mean(record.bytes_down.values()) or 0) / (1 << 20):.2f} {record.factor_down}",
             *(f"{sum(seconds[p] for p in phases):.2f}" if seconds else "" for phases in PHASES.values()),
             "" if record.train_loss is None else f"{record.train_loss:.3f}",
         )
@@ -195,8 +196,3 @@ def totals(summary: Summary) -> str:
         f"{text}: {summary.ratio_to_dense_float32:.1%} of dense float32, "
         f"{summary.ratio_to_dense_bfloat16:.1%} of dense bfloat16"
     )
-
-
-def _mean(values: Any) -> float:
-    found = list(values)
-    return sum(found) / len(found) if found else 0.0

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedsrd.errors import RecipeError
+from fedsrd.means import domain_means, mean
 from fedsrd.recipe import Recipe
 from fedsrd.runs.records import RoundRecord
 
@@ -24,14 +25,14 @@ def check(names: list[str]) -> None:
 def scalars(record: RoundRecord, recipe: Recipe) -> dict[str, float]:
     """A round's figures by name: "nll/medical", "bytes/up", "seconds/train", ..."""
     found = {f"nll/{name}": value for name, value in record.eval.items()}
-    sets = recipe.evaluation.sets
-    for inside, label in ((True, "nll/mean in domain"), (False, "nll/mean out of domain")):
-        values = [record.eval[s.name] for s in sets if s.in_domain == inside and s.name in record.eval]
-        if values:
-            found[label] = sum(values) / len(values)
-    for direction, sizes in (("up", record.bytes_up), ("down", record.bytes_down)):
-        if sizes:
-            found[f"bytes/{direction}, mean of clients"] = sum(sizes.values()) / len(sizes)
+    means = domain_means(record.eval, {entry.name: entry.in_domain for entry in recipe.evaluation.sets})
+    averages = {
+        "nll/mean in domain": means.in_domain,
+        "nll/mean out of domain": means.out_of_domain,
+        "bytes/up, mean of clients": mean(record.bytes_up.values()),
+        "bytes/down, mean of clients": mean(record.bytes_down.values()),
+    }
+    found |= {name: value for name, value in averages.items() if value is not None}
     if record.train_loss is not None:
         found["loss/mean"] = record.train_loss
         found |= {f"loss/{name}": value for name, value in record.train_loss_by_client.items()}

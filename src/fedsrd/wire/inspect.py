@@ -11,7 +11,7 @@ from fedsrd.wire.values import TYPES
 
 
 def inspect_payload(payload: bytes, table: TensorTable | None = None) -> dict[str, Any]:
-    """Header fields of a payload; with its shape table also what it carries, in all and of each tensor.
+    """Header fields of a payload; with its tensor table also what it carries, in all and of each tensor.
 
     Args:
         payload: the bytes.

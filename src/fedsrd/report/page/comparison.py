@@ -1,28 +1,22 @@
 """A comparison's part of the report, from its results.json."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from fedsrd.errors import RunFolderError
 from fedsrd.report import comparison as tables
 from fedsrd.report.figures import comparison as figures
 from fedsrd.report.figures.interactive import draw
 from fedsrd.report.page.render import Plot, Table, render
+from fedsrd.runs.results import read_results
 
 Record = dict[str, Any]
 
 
 def read(path: Path) -> Record:
-    """A comparison's results. Raises RunFolderError where the file is not as `fedsrd compare` writes it."""
-    try:
-        found: Record = json.loads((path / "results.json").read_text(encoding="utf-8"))
-        tables.ordered(found)
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RunFolderError(f"{path}/results.json: not as `fedsrd compare` writes it") from None
-    return found
+    """A comparison's results, plain as the tables take them. Raises RunFolderError as `runs.results.read_results`."""
+    return read_results(path / "results.json").plain()
 
 
 def sections(path: Path, prefix: str) -> tuple[str, Markup]:

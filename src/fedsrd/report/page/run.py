@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from fedsrd.errors import RunFolderError
 from fedsrd.evaluation import embedded, scores
+from fedsrd.means import mean
 from fedsrd.recipe import Recipe
 from fedsrd.report import terminal
 from fedsrd.report.figures.figure import MIB, Axis, Chart, Heat, Level, Series, by_number
@@ -146,8 +147,8 @@ def _bytes(rounds: Sequence[RoundRecord], summary: Summary) -> Chart | None:
         return None
     numbers = [record.round for record in rounds]
     series = [
-        Series("up", numbers, [_mean(record.bytes_up) / MIB for record in rounds]),
-        Series("down", numbers, [_mean(record.bytes_down) / MIB for record in rounds]),
+        Series("up", numbers, [(mean(record.bytes_up.values()) or 0) / MIB for record in rounds]),
+        Series("down", numbers, [(mean(record.bytes_down.values()) or 0) / MIB for record in rounds]),
     ]
     dense = 4 * summary.parameters / MIB
     levels = [Level(dense, "FedAvg each way, float32"), Level(dense * 0.5, "FedAvg, bfloat16")]
@@ -235,7 +236,3 @@ def _load_adapter(adapter: Path) -> str:
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'base = AutoModelForCausalLM.from_pretrained("BASE")\nmodel = PeftModel.from_pretrained(base, "{adapter}")'
     )
-
-
-def _mean(found: dict[str, int]) -> float:
-    return sum(found.values()) / len(found) if found else 0.0

@@ -1,12 +1,12 @@
-"""Bits of slots that the table does not have."""
+"""Bits of tensors that the table does not have."""
 
 from forge import floats, forge, show
 
-from fedsrd.core.factors import ModuleShape, ShapeTable
+from fedsrd.core.lora import LoraModule, table_of
 
-MESSAGE = r"slots: bits are set after those of the 2 slots"
+MESSAGE = r"tensors: bits are set after those of the 2 tensors"
 
-TABLE = ShapeTable((ModuleShape("q", 3, 5, 2),))
+TABLE = table_of([LoraModule("q", 3, 5, 2)])
 
 
 def payload() -> bytes:
