@@ -49,7 +49,7 @@ def remembered(
 
     Args:
         how: the rule.
-        wanted: of `compensated`, by tensor; taken over, and changed in place.
+        wanted: of `compensated`, by tensor.
         arrives: what the receiver decodes; a tensor that is not there arrives as zero.
         memory: of the last time.
     """
@@ -59,7 +59,8 @@ def remembered(
     for name, tensor in wanted.items():
         sent = arrives.get(name)
         if how == "ef14":
-            found[key(how, name)] = tensor if sent is None else add_to(tensor, sent, -1.0)
+            # A copy: what is sent may lie in the same memory.
+            found[key(how, name)] = tensor if sent is None else add_to(tensor.clone(), sent, -1.0)
         elif sent is not None:
             before = memory.get(key(how, name))
             found[key(how, name)] = sent.dense() if before is None else add_to(before.clone(), sent, 1.0)
