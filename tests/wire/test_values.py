@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -80,8 +80,105 @@ def test_random_rounding_is_right_on_average(type_):
 
 
 def test_without_random_numbers_integers_are_the_nearest():
-    found = back(TYPES[5], np.array([7.0, 0.4, 0.6, -3.4], dtype=np.float32), 4)
-    assert found.tolist() == [7.0, 0.0, 1.0, -3.0]
+    # A block that lies on the levels of a scale of 1, all but one value.
+    found = back(TYPES[5], np.array([7.0, 0.4, 0.0, -3.0], dtype=np.float32), 4)
+    assert found.tolist() == [7.0, 0.0, 0.0, -3.0]
+
+
+def scales_of(type_, values, block):
+    return BFLOAT16.floats(type_.quantise(values, Place(len(values), None, len(values)), block, None).scales)
+
+
+def errors(values, scales, levels):
+    """The squared error of each block, (blocks, block) float64, with the nearest levels under its scale."""
+    scales = np.broadcast_to(scales, len(values))[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        level = np.where(scales > 0, np.clip(np.rint(values / scales), -levels, levels), 0)
+    return ((level * scales - values) ** 2).sum(1)
+
+
+SHAPES = {
+    "normal": lambda random, shape: random.standard_normal(shape),
+    "laplace": lambda random, shape: random.laplace(size=shape),
+    "uniform": lambda random, shape: random.uniform(-1, 1, shape),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("type_", INTEGERS, ids=lambda type_: type_.name)
+@pytest.mark.parametrize("block", [16, 128, 1000])
+def test_nearest_has_the_least_squared_error(type_, shape, block):
+    random = np.random.default_rng(3)
+    values = (SHAPES[shape](random, (6000 // block, block)) * 1e-3).astype(np.float32)
+    exact = values.astype(np.float64)
+    largest = np.abs(exact).max(1)
+    found = errors(exact, scales_of(type_, values.reshape(-1), block), type_.levels)
+    grid = np.linspace(0.02, 1.3, 1200)
+    best = np.min([errors(exact, largest / type_.levels * factor, type_.levels) for factor in grid], axis=0)
+    if type_.levels < 127 and block >= 128:
+        assert found.sum() <= 1.02 * best.sum()
+    elif type_.levels < 127:  # a few values to a block: its error has narrow minima
+        assert found.sum() <= 1.08 * best.sum()
+    # Scales are bfloat16: the least one that takes the block's largest value is what there is to compare with.
+    whole = BFLOAT16.words((largest / type_.levels).astype(np.float32)).astype(np.uint16)
+    short = BFLOAT16.floats(whole) * np.float64(type_.levels) < largest
+    whole = BFLOAT16.floats(whole + short.astype(np.uint16))
+    assert (found <= 1.02 * errors(exact, whole, type_.levels)).all()
+
+
+@pytest.mark.parametrize("type_", INTEGERS, ids=lambda type_: type_.name)
+@settings(deadline=None)
+@given(
+    values=hnp.arrays(
+        np.float32, st.integers(0, 40), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
+    ),
+    block=st.integers(1, 50),
+)
+def test_nearest_takes_every_finite_value(type_, values, block):
+    """Huge, tiny and zero: the scale is one that a reader takes, and nothing is further off than it was from zero."""
+    found = back(type_, values, block).astype(np.float64)
+    assert np.isfinite(found).all()
+    assert (found[values == 0] == 0).all()
+    assert (found * values >= 0).all()
+    for start in range(0, len(values), block):
+        part = values[start : start + block].astype(np.float64)
+        lost = ((found[start : start + block] - part) ** 2).sum()
+        assert lost <= (part**2).sum() * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("type_", INTEGERS, ids=lambda type_: type_.name)
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 0.3, 3.4e38, -3.4028235e38, 1e-30, 1.2e-38, 1e-40, 1e-45])
+@pytest.mark.parametrize("count", [1, 2, 300])
+def test_nearest_of_constants(type_, value, count):
+    values = np.full(count, value, dtype=np.float32)
+    found = back(type_, values, 128)
+    # bfloat16 has eight bits, and steps of 2**-133 below its normal numbers; levels times a scale stay below 2**128.
+    assert np.abs(found - np.float64(values)).max() <= abs(value) * 2.0**-8 + 2.0**-133 * type_.levels
+
+
+@pytest.mark.parametrize("type_", INTEGERS, ids=lambda type_: type_.name)
+def test_scales_beyond_what_a_reader_takes_are_refused(type_):
+    """Random rounding needs a scale that takes the largest value, and times `levels` it may be infinite."""
+    values = np.array([3.4028235e38, 1.0], dtype=np.float32)
+    with pytest.raises(ValueError, match="does not fit"):
+        back(type_, values, 2, np.zeros(2, dtype=np.float32))
+
+
+def test_ternary_nearest_is_the_mean_of_what_is_kept():
+    values = np.array([4.0, -4.0, 5.0, -3.0, 0.1, -0.2, 0.0, 0.3], dtype=np.float32)
+    assert back(TYPES[6], values, 8).tolist() == [4.0, -4.0, 4.0, -4.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_nearest_does_not_depend_on_what_is_worked_on_at_once(monkeypatch):
+    values = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    positions = np.flatnonzero(np.random.default_rng(1).random(9000) < 0.6)[:5000]
+    place = Place(9000, positions, 5000)
+    whole = TYPES[7].quantise(values, place, 70, None)
+    for size in (1, 71, 700, 1 << 40):
+        monkeypatch.setattr("fedsrd.wire.values._AT_ONCE", size)
+        part = TYPES[7].quantise(values, place, 70, None)
+        assert part.numbers.tobytes() == whole.numbers.tobytes()
+        assert part.scales.tobytes() == whole.scales.tobytes()
 
 
 def test_scales_belong_to_places_in_the_matrix():
@@ -96,13 +193,15 @@ def test_scales_belong_to_places_in_the_matrix():
     assert torch.allclose(found[name].dense().flatten()[[1, 8, 11]], values[[1, 3, 4]], rtol=1e-2)
 
 
-@pytest.mark.parametrize("values", ["int8", "int4", "ternary"])
+@pytest.mark.parametrize("values", ["int8", "int4", "int3", "ternary"])
 def test_rounding_follows_its_seed(values):
     table = table_of([LoraModule("m", 40, 40, 2)])
     matrix = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     delta = {tensor_name("m", "B"): SparseTensor.from_dense(matrix)}
     made = [encode_delta(delta, table, Kind.UPLINK, 1, 0, WireOptions(values=values), seed) for seed in (1, 1, 2)]
     assert made[0] == made[1] != made[2]
+    nearest = WireOptions(values=values, rounding="nearest")
+    assert len({encode_delta(delta, table, Kind.UPLINK, 1, 0, nearest, seed) for seed in (1, 2)}) == 1
 
 
 def test_sums_over_senders_stay_unbiased():

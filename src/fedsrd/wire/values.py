@@ -183,8 +183,8 @@ class Integer:
 
     Either the scale is the least that takes the block's largest value and rounding is at random, up with the
     probability of the fraction, so that the expectation is the value (Alistarh et al., QSGD, arXiv 1610.02132). Or
-    scale and nearest levels are those of least squared error (Lloyd 1982); for ternary values that is the mean
-    magnitude of what is kept (Sattler et al., STC, arXiv 1903.02891).
+    scale and nearest levels are those of least squared error; for ternary values that is the mean magnitude of what is
+    kept (Sattler et al., STC, arXiv 1903.02891).
     """
 
     name: str
@@ -202,21 +202,21 @@ class Integer:
                 rounds to the nearest, with the scale of least squared error.
 
         Raises:
-            ValueError: a scale is beyond bfloat16's largest number.
+            ValueError: a value is not finite, or its scale times `levels` is beyond float32's largest number.
         """
         blocks = _blocks(place, block)
         starts = np.flatnonzero(np.diff(blocks, prepend=-1)) if len(values) else np.empty(0, dtype=np.int64)
         own = blocks[starts]
-        wanted = np.zeros(-(-place.elements // block), dtype=np.float32)
-        if len(values) and uniform is None:
-            wanted[own] = self._closest(values, starts)
-            words = BFLOAT16.words(wanted)
-        else:
-            if len(values):
-                wanted[own] = np.maximum.reduceat(np.abs(values), starts)
-            words = _round_up(wanted / np.float32(self.levels))
+        largest = np.zeros(-(-place.elements // block), dtype=np.float32)
+        if len(values):
+            largest[own] = np.maximum.reduceat(np.abs(values), starts)
+        words = _round_up(largest / np.float32(self.levels))
+        if len(values) and uniform is None and _finite(largest):
+            words[own] = self._closest(values, starts, largest[own])
         scales = BFLOAT16.floats(words)
-        if not _finite(scales):
+        with np.errstate(over="ignore", invalid="ignore"):
+            longest = scales * np.float32(self.levels)
+        if not _finite(longest):  # a reader refuses it, whatever the levels
             raise ValueError(
                 f"a value of {np.abs(values).max():.3g} does not fit {self.name}: its scale is no bfloat16"
             )
@@ -226,22 +226,57 @@ class Integer:
         numbers = np.clip(np.floor(exact + shift), -self.levels, self.levels).astype(np.int8)
         return Quantised(numbers, words)
 
-    def _closest(self, values: Values, starts: Array) -> Values:
-        """The scale of least squared error of each block: nearest levels for a scale, then the best scale for these
-        levels, in turn, from where a normal distribution has its optimum.
+    def _closest(self, values: Values, starts: Array, largest: Values) -> Array:
+        """The scale of least squared error of each block, as bfloat16 words; a few thousand values at a time, so that
+        the search stays in the cache and needs no memory of the values' size.
         """
-        counts = np.diff(np.append(starts, len(values)))
-        found = np.sqrt(np.add.reduceat(np.square(values, dtype=np.float64), starts) / counts)
-        found *= _NORMAL_STEP.get(self.levels, 4.0 / self.levels)
-        for _ in range(_LLOYD_STEPS):
-            scale = np.repeat(found, counts)
-            level = np.divide(values, scale, out=np.zeros(len(values)), where=scale > 0)
-            np.clip(np.rint(level, out=level), -self.levels, self.levels, out=level)
+        ends = np.append(starts[1:], len(values))
+        words = np.empty(len(starts), dtype=np.uint16)
+        step = max(_AT_ONCE * len(starts) // len(values), 1)
+        for first in range(0, len(starts), step):
+            own = slice(first, first + step)
+            begin = starts[first]
+            part = np.abs(values[begin : ends[own][-1]])
+            words[own] = self._closest_of(part, starts[own] - begin, ends[own] - starts[own], largest[own])
+        return words
+
+    def _closest_of(self, sizes: Values, starts: Array, counts: Array, largest: Values) -> Array:
+        """As `_closest`, of magnitudes: the best of a grid of scales, each with its nearest levels' own best scale.
+
+        Lloyd's steps alone end where they began when levels are many, and a block's error has many minima.
+        """
+        levels = np.float32(self.levels)
+        unit = np.where(largest > 0, largest, np.float32(1))
+        # In units in which the largest value is at `levels`, all blocks try the same scales.
+        exact = sizes / np.repeat(unit, counts) * levels
+        least = np.full(len(starts), np.inf, dtype=np.float32)
+        found = np.ones(len(starts), dtype=np.float32)
+        for scale in np.linspace(0.0, 1.0 + 0.25 / self.levels, _GRID + 1, dtype=np.float32)[1:]:
+            level = np.minimum(np.rint(exact / scale), levels)
+            rest = exact - level * scale
             weight = np.add.reduceat(np.square(level), starts)
-            best = np.add.reduceat(level * values, starts)
-            found = np.divide(best, weight, out=found, where=weight > 0)
-        scales: Values = found.astype(np.float32)
-        return scales
+            pull = np.add.reduceat(level * rest, starts)
+            more = np.divide(pull, weight, out=np.zeros_like(pull), where=weight > 0)
+            error = np.add.reduceat(np.square(rest), starts) - pull * more
+            better = error < least
+            least[better] = error[better]
+            found[better] = scale + more[better]
+        # As bfloat16 it is another number: the one that takes the largest value is better at times, and always there.
+        most = BFLOAT16.floats(_round_down(np.array([np.finfo(np.float32).max / levels], dtype=np.float32)))
+        with np.errstate(over="ignore"):
+            words = BFLOAT16.words(np.minimum(found / levels * largest, most))
+        whole = np.minimum(_round_up(largest / levels), BFLOAT16.words(most))
+        worse = self._error(exact, starts, counts, words, unit) > self._error(exact, starts, counts, whole, unit)
+        words[worse] = whole[worse]
+        return words
+
+    def _error(self, exact: Values, starts: Array, counts: Array, words: Array, unit: Values) -> Values:
+        """The squared error of each block with nearest levels under these scales, in the units of `exact`."""
+        scale = np.repeat(BFLOAT16.floats(words) / unit * np.float32(self.levels), counts)
+        level = np.divide(exact, scale, out=np.zeros_like(exact), where=scale > 0)
+        np.minimum(np.rint(level, out=level), np.float32(self.levels), out=level)
+        error: Values = np.add.reduceat(np.square(exact - level * scale), starts)
+        return error
 
     def kept(self, quantised: Quantised) -> Array:
         """Level zero says nothing."""
@@ -293,13 +328,19 @@ def _round_up(scales: Values) -> Array:
     return ((wide + np.uint32(0xFFFF)) >> np.uint32(16)).astype(np.uint16)
 
 
+def _round_down(scales: Values) -> Array:
+    """The largest bfloat16 at or below each non-negative float32, as words."""
+    return (np.ascontiguousarray(scales, dtype=np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+
+
 def _finite(values: Values) -> bool:
     return bool(np.isfinite(values).all())
 
 
-_LLOYD_STEPS = 4
-_NORMAL_STEP = {1: 1.224, 3: 0.651, 7: 0.335}
-"""Scales of least squared error for a standard normal distribution (Max 1960), by the number of levels each side."""
+_GRID = 24
+"""Scales that the search for the least squared error tries."""
+_AT_ONCE = 1 << 15
+"""Values that it works on at once."""
 BFLOAT16 = Float("bfloat16", 16)
 TYPES: dict[int, ValueCodec] = {
     1: Float("float32", 32),
