@@ -1,5 +1,7 @@
 """Named random numbers: frozen values, because both ends and all versions must agree on them."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,20 @@ def test_masks_keep_their_share(keep):
     assert rng.keep_mask(200_000, keep, 0, "share").mean() == pytest.approx(keep, abs=0.005)
 
 
+def test_masks_of_ranges_that_lie_apart_divide_the_elements():
+    ends = [0.0, 0.1, 0.1 + 1e-9, 0.5, 2 / 3, 1.0]
+    masks = [rng.keep_mask(100_000, end - first, 0, "share", first=first) for first, end in itertools.pairwise(ends)]
+    assert (np.sum(masks, axis=0) == 1).all()
+    assert np.array_equal(masks[0], rng.keep_mask(100_000, 0.1, 0, "share"))
+    assert masks[2].mean() == pytest.approx(0.4, abs=0.005)
+    words = rng.words(100_000, 0, "share")
+    assert np.array_equal(masks[4], words >= rng.threshold(2 / 3))
+
+
 def test_bad_arguments():
+    for keep, first in ((0.5, 0.6), (0.5, -0.1), (1.0, 1e-9)):
+        with pytest.raises(ValueError, match="expected a range within"):
+            rng.keep_mask(3, keep, 0, first=first)
     with pytest.raises(ValueError, match=r"keep 1\.5"):
         rng.keep_mask(3, 1.5, 0)
     with pytest.raises(ValueError, match="seed -1"):

@@ -71,7 +71,7 @@ def write_corpus() -> None:
     """One input for every codec and type, with tensors that travel in every way."""
     generator = torch.Generator().manual_seed(0)
     CORPUS.mkdir(exist_ok=True)
-    for values in ("float32", "bfloat16", "float16", "int8", "int4", "ternary"):
+    for values in ("float32", "bfloat16", "float16", "int8", "int4", "int3", "ternary"):
         for positions in ("auto", "bitmap", "gaps"):
             delta = {}
             for number, (name, shape) in enumerate(SHAPES.items()):
@@ -79,7 +79,9 @@ def write_corpus() -> None:
                 if number % 3 == 0:
                     delta[name] = SparseTensor.from_mask(tensor, torch.rand(shape, generator=generator) < 0.1)
                 elif number % 3 == 1:
-                    delta[name] = SparseTensor.from_draw(tensor, name, Draw(3, 0.2))
+                    delta[name] = SparseTensor.from_draw(
+                        tensor, name, Draw(3, 0.2, 0.0 if values == "float32" else 0.3)
+                    )
                 elif number in (2, 8):
                     delta[name] = SparseTensor.from_dense(tensor)
             options = WireOptions(values=values, positions=positions, block=16)

@@ -89,14 +89,14 @@ def philox(counter, key):
     return a, b, c, d
 
 
-def philox_mask(seed, names, threshold, count):
+def philox_mask(seed, names, first, last, count):
     hasher = hashlib.blake2b(struct.pack("<Q", seed), digest_size=16, person=b"fedsrd-philox-v1")
     for name in names:
         hasher.update(b"s" + struct.pack("<Q", len(name.encode())) + name.encode())
     key = struct.unpack("<2Q", hasher.digest())
     raw = [word for block in range(1, count // 8 + 2) for word in philox(block, key)]
     words = [half for word in raw for half in (word & 0xFFFFFFFF, word >> 32)]
-    return [e for e in range(count) if words[e] < threshold]
+    return [e for e in range(count) if first <= words[e] <= last]
 
 
 def gap_table(ones, places):
@@ -165,7 +165,8 @@ def read(payload, tensors):
     body = Bytes(payload[40:-16])
     packed = body.take((len(tensors) + 3) // 4)
     travels = {name: packed[i // 4] >> 2 * (i % 4) & 3 for i, (name, _, _) in enumerate(tensors)}
-    seed, threshold = (body.numbers("Q", 1)[0], body.numbers("I", 1)[0]) if 3 in travels.values() else (0, 0)
+    seed, first, last = struct.unpack("<QII", body.take(16)) if 3 in travels.values() else (0, 0, 0)
+    assert first <= last
     listed = [(name, role, shape) for name, role, shape in tensors if travels[name] == 2]
     if coding == 1:
         found = []
@@ -182,7 +183,7 @@ def read(payload, tensors):
         elif how == 2:
             positions[name] = next(remaining)
         elif how == 3:
-            positions[name] = philox_mask(seed, ("mask", name), threshold, elements[name])
+            positions[name] = philox_mask(seed, ("mask", name), first, last, elements[name])
     count = sum(len(where) for where in positions.values())
     if not positions:
         values = iter(())
@@ -193,7 +194,7 @@ def read(payload, tensors):
         scales = iter(body.floats(sum(blocks.values()), "bfloat16"))
         own = {name: [next(scales) for _ in range(blocks[name])] for name in positions}
         levels = iter(body.histogram(count))
-        limit = {4: 127, 5: 7, 6: 1}[type_]
+        limit = {4: 127, 5: 7, 6: 1, 7: 3}[type_]
         values = iter([(next(levels) - limit) * own[name][e // block] for name in positions for e in positions[name]])
     assert body.at == len(body.data)
     return {name: {e: next(values) for e in where} for name, where in positions.items()}

@@ -19,7 +19,8 @@ from fedsrd.wire import Kind, WireOptions, decode_delta, encode_delta, encode_st
 from fedsrd.wire.inspect import inspect_payload
 
 GOLDEN = Path(__file__).parent / "golden"
-TYPES = ("float32", "bfloat16", "float16", "int8", "int4", "ternary")
+TYPES = ("float32", "bfloat16", "float16", "int8", "int4", "int3", "ternary")
+ROUNDINGS = ("random", "nearest")
 POSITIONS = ("auto", "bitmap", "gaps")
 
 
@@ -58,7 +59,8 @@ def deltas(draw, table):
                 tensor, torch.from_numpy(np.asarray(random.random(shape) < density * bias))
             )
         elif way == "drawn":
-            delta[name] = SparseTensor.from_draw(tensor, name, Draw(draw(st.sampled_from([0, 2**64 - 1])), 0.3))
+            first = draw(st.sampled_from([0.0, 0.2, 0.7]))  # 0.7: the range ends with the last word there is
+            delta[name] = SparseTensor.from_draw(tensor, name, Draw(draw(st.sampled_from([0, 2**64 - 1])), 0.3, first))
     return delta
 
 
@@ -68,6 +70,7 @@ def cases(draw):
     table = draw(tables())
     options = WireOptions(
         values=draw(st.sampled_from(TYPES)),
+        rounding=draw(st.sampled_from(ROUNDINGS)),
         positions=draw(st.sampled_from(POSITIONS)),
         exponents=draw(st.sampled_from(["auto", "raw"])),
         block=draw(st.sampled_from([1, 3, 128])),
@@ -149,9 +152,11 @@ def test_the_sender_knows_what_will_arrive(values, positions, case, seed):
             assert torch.equal(mine.positions, sparse.positions), name
         assert (mine.draw is None) == (sparse.draw is None)
         if sparse.draw is not None:
-            # A payload has 32 bits of the probability.
+            # A payload has 32 bits of each end of the range.
             assert mine.draw.seed == sparse.draw.seed
-            assert rng.threshold(mine.draw.keep) == rng.threshold(sparse.draw.keep)
+            for end in (0.0, 1.0):
+                ours, theirs = (rng.threshold(d.first + end * d.keep) for d in (mine.draw, sparse.draw))
+                assert ours == theirs
 
 
 @given(tables())
@@ -178,7 +183,7 @@ GOLDEN_TABLE = TensorTable((*table_of(GOLDEN_LORA).specs, *GOLDEN_PLAIN))
 GOLDEN_OPTIONS = [(values, positions) for values in TYPES for positions in ("gaps", "bitmap")]
 
 
-def golden_delta():
+def golden_delta(first=0.0):
     """Whole numbers and halves made by integer arithmetic, so that no library's random numbers matter.
 
     The last of the LoRA factors does not travel, nor does the last of the other tensors.
@@ -190,7 +195,7 @@ def golden_delta():
         if number in (0, 4, 6):
             delta[spec.name] = SparseTensor.from_mask(tensor, ((flat * 13) % 17 < 3 + flat % 4).reshape(spec.shape))
         elif number == 1:
-            delta[spec.name] = SparseTensor.from_draw(tensor, spec.name, Draw(2510, 0.25))
+            delta[spec.name] = SparseTensor.from_draw(tensor, spec.name, Draw(2510, 0.25, first))
         elif number in (2, 5):
             delta[spec.name] = SparseTensor.from_dense(tensor)
     return delta
@@ -201,7 +206,16 @@ def test_golden_payloads(values, positions):
     """The files hold what version 3 is. If this fails, payloads that are on their way cannot be read any more."""
     file = GOLDEN / f"v3-{values}-{positions}.fsrd"
     options = WireOptions(values=values, positions=positions)
-    made = encode_delta(golden_delta(), GOLDEN_TABLE, Kind.UPLINK, 7, 6, options, 9)
+    holds(file, encode_delta(golden_delta(), GOLDEN_TABLE, Kind.UPLINK, 7, 6, options, 9))
+
+
+def test_the_golden_range():
+    """A draw whose range begins at 0.5 and ends at 0.75."""
+    made = encode_delta(golden_delta(0.5), GOLDEN_TABLE, Kind.UPLINK, 7, 6, WireOptions(values="int3"), 9)
+    holds(GOLDEN / "v3-int3-range.fsrd", made)
+
+
+def holds(file, made):
     assert made == file.read_bytes()
     expected = json.loads((GOLDEN / "v3.json").read_text())[file.name]
     _, found = decode_delta(file.read_bytes(), GOLDEN_TABLE)

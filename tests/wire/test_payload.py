@@ -5,10 +5,13 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedsrd.core.lora import LoraModule, table_of, tensor_name
 from fedsrd.core.tensors import Draw, SparseTensor, TensorSpec, TensorTable
 from fedsrd.errors import PayloadError
+from fedsrd.methods.sparsifier import cyclic
 from fedsrd.wire import (
     Kind,
     Travels,
@@ -19,6 +22,7 @@ from fedsrd.wire import (
     encode_delta,
     encode_start,
     is_finite,
+    quantise,
     read_header,
 )
 from fedsrd.wire.inspect import inspect_payload
@@ -88,7 +92,7 @@ def patched(offset: int, content: bytes) -> bytes:
         (patched(10, b"\x01"), "000100"),
         (patched(7, b"\x63"), "position codec 99: this reader knows 1 bitmap, 2 gaps"),
         (patched(7, b"\x00"), "position codec 0"),
-        (patched(8, b"\x63"), "value type 99: this reader knows 1 float32, 2 bfloat16"),
+        (patched(8, b"\x63"), "value type 99: this reader knows 1 float32, 2 bfloat16.* 6 ternary, 7 int3"),
         (patched(8, b"\x05"), "block 0 with int4"),
         (patched(12, b"\x05"), "block 5 with float32"),
         (patched(24, b"\0" * 16), "the sender adapts another model"),
@@ -140,10 +144,12 @@ def test_encoding_refuses_what_could_not_be_read_back():
             encode_delta({Q_B: sparse((3, 2), positions, [1.0])}, TABLE, Kind.UPLINK, 1, 0)
     with pytest.raises(ValueError, match="use encode_start"):
         encode_delta({}, TABLE, Kind.START, 1, 0)
-    for values in ("float32", "bfloat16", "float16", "int8", "int4", "ternary"):
+    for values in ("float32", "bfloat16", "float16", "int8", "int4", "int3", "ternary"):
         for value in (float("nan"), float("inf"), -float("inf")):
             with pytest.raises(ValueError, match="q.lora_B.weight: a value of .* does not fit"):
-                encode_delta({Q_B: sparse((3, 2), [1], [value])}, TABLE, Kind.UPLINK, 1, 0, WireOptions(values=values))
+                quantise({Q_B: sparse((3, 2), [1], [value])}, TABLE, WireOptions(values=values))
+            with pytest.raises(ValueError, match="q.lora_B.weight: a value of .* does not fit"):
+                quantise({Q_B: sparse((3, 2), [1], [value])}, TABLE, WireOptions(values=values, rounding="nearest"))
     with pytest.raises(ValueError, match="a value of 7e\\+04 does not fit float16"):
         encode_delta({Q_B: sparse((3, 2), [1], [7e4])}, TABLE, Kind.UPLINK, 1, 0, WireOptions(values="float16"))
     for number in (-1, 2**32):
@@ -232,6 +238,51 @@ def test_a_drawn_tensor_lists_no_positions():
     found = decode(encode_delta(both, table, Kind.DOWNLINK, 1, 0), table)
     assert found.travels == {name: Travels.DRAWN, other: Travels.LISTED}
     assert torch.equal(found.delta[other].dense(), both[other].dense())
+
+
+@settings(deadline=None)
+@given(st.integers(1, 64), st.integers(0, 2**64 - 1), st.integers(1, 40), st.sampled_from(["float32", "int3"]))
+def test_a_cycle_of_draws_divides_all_elements(period, seed, rank, values):
+    """As many payloads as the period is long bring every element once, and name no positions."""
+    table = table_of([LoraModule("m", 41, 7, rank)])
+    ones = {name: torch.ones(shape) for name, shape in table.shapes.items()}
+    times = {name: torch.zeros(shape) for name, shape in table.shapes.items()}
+    for round_number in range(period):
+        draw = cyclic(round_number, period, seed) if period > 1 else None
+        delta = {
+            name: SparseTensor.from_draw(tensor, name, draw) if draw else SparseTensor.from_dense(tensor)
+            for name, tensor in ones.items()
+        }
+        read = decode(encode_delta(delta, table, Kind.UPLINK, 1, 0, WireOptions(values=values)), table)
+        assert read.header.positions == 0
+        assert set(read.travels.values()) <= {Travels.DRAWN if draw else Travels.WHOLE, Travels.NOT}
+        for name, tensor in read.delta.items():
+            times[name] += (tensor.dense() != 0).float()
+            assert torch.equal(tensor.dense() != 0, delta[name].dense() != 0)
+    for name, tensor in times.items():
+        assert torch.equal(tensor, ones[name])
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        Draw(3, 0.6 / 2**32, 0.6 / 2**32),  # between two words: nothing
+        Draw(3, 0.4 / 2**32),
+        Draw(3, 1 - 2.0**-40),  # every word
+        Draw(3, 1 - 2.0**-40, 2.0**-41),
+        Draw(3, 2.0**-32, 1 - 2.0**-32),  # the last word alone
+        Draw(3, 2.0**-32),  # the first
+        Draw(3, 0.5, 0.5),
+    ],
+)
+def test_draws_at_the_ends_of_what_words_can_say(draw):
+    table = TensorTable((TensorSpec("p", (50, 3)),))
+    delta = {"p": SparseTensor.from_draw(torch.ones(50, 3), "p", draw)}
+    for values in ("float32", "int4"):
+        options = WireOptions(values=values)
+        _, found = decode_delta(encode_delta(delta, table, Kind.UPLINK, 1, 0, options), table)
+        got = found["p"].dense() if found else torch.zeros(50, 3)
+        assert torch.equal(got != 0, delta["p"].dense() != 0)
 
 
 def test_auto_takes_the_smallest():
