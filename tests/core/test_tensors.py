@@ -5,7 +5,7 @@ import torch
 
 from fedsrd import rng
 from fedsrd.core.lora import LoraModule, modules_of, pairs_of, split, table_of, tensor_name, tensors_of
-from fedsrd.core.tensors import SparseTensor, TensorSpec, TensorTable, add, digest, initial_tensors
+from fedsrd.core.tensors import Draw, SparseTensor, TensorSpec, TensorTable, add, average, digest, initial_tensors
 
 MODULES = (LoraModule("a", 30, 400, 8), LoraModule("b", 20, 50, 8))
 TABLE = table_of(MODULES)
@@ -120,3 +120,36 @@ def test_the_lora_view_of_a_table_and_of_tensors_and_back():
 def test_factors_that_are_no_pair_are_refused(specs):
     with pytest.raises(ValueError, match=r"its partner has shape .*; expected factors of one rank"):
         modules_of(TensorTable(tuple(specs)))
+
+
+def test_a_mean_of_one_draw_is_drawn():
+    """What all sent by one seed goes on by it; anything else is listed or whole, with the same numbers."""
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(30, 8, generator=generator) for _ in range(3)]
+    weights = [0.5, 0.3, 0.2]
+    draw = Draw(7, 0.25, 0.5)
+
+    def mean(*ways):
+        deltas = []
+        for tensor, way in zip(given, ways, strict=True):
+            if isinstance(way, Draw):
+                deltas.append({A_B: SparseTensor.from_draw(tensor, A_B, way)})
+            else:
+                deltas.append({A_B: SparseTensor.from_dense(tensor)} if way else {})
+        found = average([A_B], deltas, weights)[A_B]
+        dense = sum(
+            weight * delta[A_B].dense().double() for delta, weight in zip(deltas, weights, strict=True) if delta
+        )
+        assert torch.allclose(found.dense().double(), dense, atol=1e-6)
+        return found
+
+    where = draw.positions(A_B, 240)
+    for ways in ((draw, draw, draw), (draw, False, draw)):
+        found = mean(*ways)
+        assert found.draw == draw
+        assert torch.equal(found.positions, where)
+    for other in (draw._replace(first=0.0), draw._replace(seed=8), draw._replace(keep=0.3)):
+        found = mean(draw, other, draw)
+        assert found.draw is None
+        assert set(found.positions.tolist()) == {*where.tolist(), *other.positions(A_B, 240).tolist()}
+    assert mean(draw, True, draw).positions is None
