@@ -10,8 +10,8 @@ import pytest
 collect_ignore = ["fuzz/fuzz_payload.py"]
 """A program for `make fuzz`, whose library the tests do without."""
 
-# Machines differ, and slow ones are no failures: no time is asserted. In CI the examples are the same every time, so that
-# a failure belongs to the change; elsewhere every run looks at new ones.
+# Machines differ, and slow ones are no failures: no time is asserted. In CI the examples are the same every time, so
+# that a failure belongs to the change; elsewhere every run looks at new ones.
 hypothesis.settings.register_profile("fedsrd", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("fedsrd")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
