@@ -5,7 +5,6 @@ stays with probability 1 - p and is divided by 1 - p, so that its expectation is
 draw's seed instead of its positions. The broadcast is the mean, with the elements that any client sent.
 """
 
-from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -13,9 +12,9 @@ from pydantic import Field
 from fedsrd import rng
 from fedsrd.core.decompose import sparsify_at_random
 from fedsrd.core.local_plan import LocalPlan
-from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, difference
-from fedsrd.methods.fedavg import mean
-from fedsrd.methods.method import ClientContext, Contribution, Method, MethodOptions, MethodState, ServerContext
+from fedsrd.core.tensors import Delta, Tensors, difference
+from fedsrd.methods.fedavg import Averaging
+from fedsrd.methods.method import ClientContext, MethodOptions, MethodState
 from fedsrd.methods.registry import register
 
 
@@ -26,7 +25,7 @@ class FedDAREOptions(MethodOptions):
 
 
 @register
-class FedDARE(Method):
+class FedDARE(Averaging):
     """Random sparse deltas up, their mean down."""
 
     name = "fed-dare"
@@ -34,26 +33,9 @@ class FedDARE(Method):
     Options = FedDAREOptions
     options: FedDAREOptions
 
-    @property
-    def linear(self) -> bool:
-        """Always: the server averages."""
-        return True
-
     def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
         """Each element of the change with probability 1 - p, divided by 1 - p."""
         seed = rng.integer(context.seed, "drop", context.round, context.client)
         keep = 1.0 - self.options.drop
         changes = difference(after, plan.start)
         return {name: sparsify_at_random(delta, name, seed, keep) for name, delta in changes}, {}
-
-    def aggregate(
-        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
-        """sum_i p_i delta_i."""
-        return mean(state, contributions).items()
-
-    def aggregate_sum(
-        self, state: GlobalState, total: Delta, context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
-        """The sum itself."""
-        return total.items()

@@ -6,6 +6,7 @@ is FedOpt (Reddi et al., arXiv 2003.00295). With a sparsifier other than "dense"
 paper plugs sparsifiers: then the broadcast holds what anybody sent.
 """
 
+from abc import ABC
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -39,24 +40,13 @@ def mean(state: GlobalState, contributions: Sequence[Contribution]) -> dict[str,
     return average(state.tensors, [one.delta for one in contributions], [one.weight for one in contributions])
 
 
-@register
-class FedAvg(Method):
-    """Dense deltas up, their weighted mean down: mean(B) mean(A) stands in for mean(B A)."""
-
-    name = "fedavg"
-    summary = "dense averaging of A and B, each on its own"
-    Options = FedAvgOptions
-    options: FedAvgOptions
+class Averaging(Method, ABC):
+    """The server's side of the methods that average every tensor on its own."""
 
     @property
     def linear(self) -> bool:
         """Always: the server averages."""
         return True
-
-    def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
-        """The changes of the tensors that train, whole or sparse, float32."""
-        changes = difference({name: after[name] for name in plan.trained}, plan.start)
-        return sparse(changes, plan.start, after, self.options, context), {}
 
     def aggregate(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
@@ -69,3 +59,18 @@ class FedAvg(Method):
     ) -> Iterable[tuple[str, SparseTensor]]:
         """The sum itself."""
         return total.items()
+
+
+@register
+class FedAvg(Averaging):
+    """Dense deltas up, their weighted mean down: mean(B) mean(A) stands in for mean(B A)."""
+
+    name = "fedavg"
+    summary = "dense averaging of A and B, each on its own"
+    Options = FedAvgOptions
+    options: FedAvgOptions
+
+    def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
+        """The changes of the tensors that train, whole or sparse, float32."""
+        changes = difference({name: after[name] for name in plan.trained}, plan.start)
+        return sparse(changes, plan.start, after, self.options, context), {}

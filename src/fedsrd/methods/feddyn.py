@@ -12,7 +12,7 @@ and the server, with N clients in all of which S took part,
 lambda_i lies at the client, h at the server; an update is as large as FedAvg's.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -65,26 +65,21 @@ class FedDyn(Method):
             kept[name] = before - self.options.alpha * arrives[name].dense() if name in arrives else before
         return delta, kept
 
-    def aggregate(
-        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
-    ) -> Iterable[tuple[str, SparseTensor]]:
-        """Sum p_i (theta_i - theta_global) - h / alpha, with the new h."""
-        deltas, weights = [one.delta for one in contributions], [one.weight for one in contributions]
-        for name, tensor in state.tensors.items():
-            mean = add_weighted(torch.zeros(tensor.shape), name, deltas, weights)
-            yield name, SparseTensor.from_dense(mean - self._next(name, tensor, deltas, context) / self.options.alpha)
-
     def server_update(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
     ) -> tuple[Delta, MethodState]:
-        """As any method's; and the new h is kept."""
-        delta, memory = super().server_update(state, contributions, context)
-        deltas = [one.delta for one in contributions]
-        h = {f"h/{name}": self._next(name, tensor, deltas, context) for name, tensor in state.tensors.items()}
-        return delta, {**memory, **h}
-
-    def _next(self, name: str, like: Tensor, deltas: Sequence[Delta], context: ServerContext) -> Tensor:
-        """H <- h - alpha / N sum_i delta_i."""
+        """The broadcast of sum p_i (theta_i - theta_global) - h / alpha, with the new h, which is kept."""
+        deltas, weights = [one.delta for one in contributions], [one.weight for one in contributions]
         share = -self.options.alpha / max(context.clients, len(deltas))
-        before = context.memory.get(f"h/{name}", torch.zeros_like(like))
-        return add_weighted(before.clone(), name, deltas, [share] * len(deltas))
+        kept: dict[str, Tensor] = {}
+
+        def corrected() -> Iterator[tuple[str, SparseTensor]]:
+            for name, tensor in state.tensors.items():
+                mean = add_weighted(torch.zeros(tensor.shape), name, deltas, weights)
+                before = context.memory.get(f"h/{name}", torch.zeros_like(tensor))
+                h = add_weighted(before.clone(), name, deltas, [share] * len(deltas))
+                kept[f"h/{name}"] = h
+                yield name, SparseTensor.from_dense(mean - h / self.options.alpha)
+
+        delta, memory = self._broadcast(state, corrected(), context)
+        return delta, {**memory, **kept}
