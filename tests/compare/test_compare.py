@@ -189,6 +189,29 @@ def states(folder):
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("adapter_model.safetensors")}
 
 
+def test_of_two_comparisons_that_start_in_one_empty_folder_the_second_is_refused(recipe, tmp_path):
+    out = tmp_path / "out"
+    one = plan.load(recipe(methods=["fedavg"], seeds=[0]))
+    other = plan.load(recipe(methods=["fedavg"], seeds=[1])).to_toml()
+
+    class Overtaken(Quiet):
+        def say(self, text):
+            # Between the first look at the folder and the start.
+            out.mkdir(exist_ok=True)
+            (out / "comparison.toml").write_text(other, encoding="utf-8")
+
+    with pytest.raises(RunFolderError, match="holds a comparison already"):
+        comparing.run(one, out, Overtaken(), resume=False)
+    assert (out / "comparison.toml").read_text(encoding="utf-8") == other
+    (out / "comparison.toml").unlink()
+    (out / ".fedsrd-0123.tmp").write_text("half")
+    comparing.check_folder(one, out, resume=False)
+    (out / ".lock").unlink()
+    (out / ".lock").symlink_to(tmp_path / "recipe.toml")
+    with pytest.raises(RunFolderError, match="lock is a symbolic link"):
+        comparing.run(one, out, Quiet(), resume=False)
+
+
 def test_killed_and_resumed_by_two_processes_it_gives_the_same_bytes(recipe, tmp_path):
     file = recipe(methods=["fedavg", "fedsrd", "flasc"], seeds=[0, 1])
     calm, torn = tmp_path / "calm", tmp_path / "torn"

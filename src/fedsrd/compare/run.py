@@ -10,15 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from filelock import FileLock
+
 from fedsrd.compare.plan import Comparison, Run
 from fedsrd.compare.results import FAILED, chosen
 from fedsrd.errors import FedSRDError, RunFolderError
+from fedsrd.evaluation.cache import ABANDONED
 from fedsrd.federation import local, setup
 from fedsrd.federation.session import Assets, Observer
-from fedsrd.files import write_atomically
+from fedsrd.files import is_temporary, refuse_link, sweep, write_atomically
 from fedsrd.runs.folder import RunFolder
 
 FILE = "comparison.toml"
+LOCK = ".lock"
+"""Held while comparison.toml is written: of two comparisons that start in one folder, the second is refused."""
 PAUSE = 2.0
 """Seconds between two looks at runs that another process has."""
 
@@ -48,13 +53,18 @@ def check_folder(comparison: Comparison, out: Path, *, resume: bool) -> None:
             raise RunFolderError(
                 f"{out} holds a comparison already; continue it with --resume, or choose another --out"
             )
-        if file.read_text(encoding="utf-8") != comparison.to_toml():
+        if file.read_bytes() != comparison.to_toml().encode():
             raise RunFolderError(
                 f"{out} is another comparison (its comparison.toml differs from what was given); resume it with "
                 f"`fedsrd compare {file} --out {out} --resume`, or choose another --out"
             )
-    elif out.exists() and (not out.is_dir() or any(path.name != "runs" for path in out.iterdir())):
+    elif out.exists() and (not out.is_dir() or not all(_ours(path.name) for path in out.iterdir())):
         raise RunFolderError(f"{out} is not an empty folder; choose another --out")
+
+
+def _ours(name: str) -> bool:
+    """Whether a file may be there before comparison.toml is."""
+    return name in ("runs", LOCK) or is_temporary(name)
 
 
 def run(comparison: Comparison, out: Path, watcher: Watcher, *, resume: bool) -> None:
@@ -69,8 +79,7 @@ def run(comparison: Comparison, out: Path, watcher: Watcher, *, resume: bool) ->
     watcher.say("Checking every variant")
     for one in comparison.each():
         setup.check(one.recipe, watcher, assets)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / FILE, comparison.to_toml().encode())
+    _begin(comparison, out, resume=resume)
     began = time.time()
     while True:
         todo = [one for one in _missing(comparison, out) if not _failed_since(began, one.folder(out))]
@@ -87,6 +96,18 @@ def run(comparison: Comparison, out: Path, watcher: Watcher, *, resume: bool) ->
             break
         else:
             time.sleep(PAUSE)
+
+
+def _begin(comparison: Comparison, out: Path, *, resume: bool) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        refuse_link(out / LOCK)
+        with FileLock(out / LOCK):
+            check_folder(comparison, out, resume=resume)
+            sweep(out, ABANDONED)
+            write_atomically(out / FILE, comparison.to_toml().encode())
+    except OSError as error:
+        raise RunFolderError(f"{out} cannot be used: {error.strerror or error}; choose another --out") from None
 
 
 def _missing(comparison: Comparison, out: Path) -> Iterator[Run]:

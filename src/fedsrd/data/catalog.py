@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal, get_args
 from fedsrd.data.examples import Example, Split, split_examples
 from fedsrd.data.sources import bank, benchmarks, hpo, math_worked, stdlib
 from fedsrd.errors import DataError
+from fedsrd.files import scratch_folder
 from fedsrd.packages import Say, cache_dir, silent
 from fedsrd.suggest import did_you_mean
 
@@ -212,9 +212,9 @@ def _parse(entry: DataSet, folder: Path, say: Say) -> None:
     train, test = split_examples(examples, fraction, SPLIT_SEED)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with scratch_folder(folder) as scratch:
             for split, part in (("train", train), ("test", test)):
-                made = Path(scratch, f"{split}.jsonl")
+                made = scratch / f"{split}.jsonl"
                 text = "".join(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in part)
                 made.write_text(text, encoding="utf-8")
                 # Whole files only; another process that is at it too writes the same ones.

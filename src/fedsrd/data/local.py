@@ -2,13 +2,13 @@
 
 import json
 import string
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedsrd.data.examples import Example
 from fedsrd.errors import DataError
+from fedsrd.files import scratch_folder
 from fedsrd.suggest import did_you_mean
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -118,8 +118,8 @@ def _load(builder: str, label: str, config: str | None = None, **options: Any) -
         if "data_files" not in options:
             return datasets.load_dataset(builder, config, **options)
         # `datasets` converts files into a cache; of private data no copy may stay behind.
-        with tempfile.TemporaryDirectory() as scratch:
-            return datasets.load_dataset(builder, config, cache_dir=scratch, keep_in_memory=True, **options)
+        with scratch_folder() as scratch:
+            return datasets.load_dataset(builder, config, cache_dir=str(scratch), keep_in_memory=True, **options)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         hub = "data_files" not in options
         advice = "; check the id, its config and split, and the network, or name a local file" if hub else ""

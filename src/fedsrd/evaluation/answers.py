@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsrd.errors import EvaluationError
+from fedsrd.files import append_line
+
 
 class Answers:
     """A file of JSON lines, one a chunk of requests: {"key": ..., "answers": [...]}; an incomplete last line is left
@@ -16,11 +19,12 @@ class Answers:
         self.path = path
         self._kept: dict[str, list[Any]] = {}
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").split("\n"):
+            # As bytes: a line may have been cut within a character.
+            for line in path.read_bytes().split(b"\n"):
                 try:
                     entry = json.loads(line)
-                    self._kept[entry["key"]] = entry["answers"]
-                except (ValueError, KeyError, TypeError):
+                    self._kept[entry["key"]] = list(entry["answers"])
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue
 
     def get(self, key: str, count: int) -> list[Any] | None:
@@ -29,11 +33,20 @@ class Answers:
         return found if found is not None and len(found) == count else None
 
     def put(self, key: str, answers: Sequence[Any]) -> None:
-        """Keeps a chunk's answers, at once."""
+        """Keeps a chunk's answers, at once.
+
+        Raises:
+            EvaluationError: the file cannot be written, or is a link, which is not followed.
+        """
         self._kept[key] = list(answers)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"key": key, "answers": list(answers)}, ensure_ascii=False) + "\n")
+        line = json.dumps({"key": key, "answers": list(answers)}, ensure_ascii=False)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(self.path, line)
+        except OSError as error:
+            raise EvaluationError(
+                f"{self.path} cannot be written: {error.strerror or error}; what is done so far is kept"
+            ) from None
 
 
 def in_chunks(

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fedsrd.errors import EvaluationError
-from fedsrd.files import write_atomically
+from fedsrd.files import sweep, write_atomically
 from fedsrd.packages import cache_dir, file_sha256
 from fedsrd.training import loading
+
+ABANDONED = 24 * 3600.0
+"""Seconds after which a file that is half written is nobody's any more."""
 
 
 def key(*facts: object) -> str:
@@ -56,7 +59,7 @@ def read(path: Path) -> dict[str, Any] | None:
     """A JSON object, if the file is there and holds one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -69,6 +72,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, ABANDONED)
         write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise EvaluationError(f"{path} cannot be written: {error.strerror}; what is done so far is kept") from None

@@ -19,7 +19,7 @@ from fedsrd.evaluation.runners import EmbeddedRunner, HarnessRunner, Runner
 from fedsrd.evaluation.scores import Score
 from fedsrd.evaluation.subjects import Subject
 from fedsrd.evaluation.suites import SuiteName
-from fedsrd.files import write_atomically
+from fedsrd.files import is_temporary, write_atomically
 
 
 class Observer(Protocol):
@@ -174,7 +174,7 @@ def _check(out: Path, whole: Mapping[str, Any]) -> None:
                 f"{out} holds another evaluation (it differs in {', '.join(keys)}); choose another --out, or repeat "
                 "that one's command to go on with it"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or not all(is_temporary(file.name) for file in out.iterdir())):
         raise EvaluationError(f"{out} is not an empty folder; choose another --out")
 
 

@@ -6,6 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fedsrd.errors import FederationError
+from fedsrd.files import append_line
+
 
 class Log:
     """A log file. Every line has `time` (Unix seconds) and `event`."""
@@ -14,11 +17,17 @@ class Log:
         self.path = path
 
     def write(self, event: str, **fields: Any) -> None:
-        """Appends one line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Appends one line.
+
+        Raises:
+            FederationError: the file cannot be written, or is a link, which is not followed.
+        """
         line = json.dumps({"time": round(time.time(), 3), "event": event, **fields}, default=str)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(self.path, line)
+        except OSError as error:
+            raise FederationError(f"{self.path.name} cannot be written: {error.strerror or error}") from None
 
 
 def resident_mib() -> float | None:

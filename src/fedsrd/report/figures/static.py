@@ -1,9 +1,11 @@
 """A comparison's figures as PNG and SVG, by matplotlib."""
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from fedsrd.files import write_atomically
 from fedsrd.report.comparison import ordered
 from fedsrd.report.figures import comparison
 from fedsrd.report.figures.figure import Chart, Heat, Series
@@ -55,7 +57,9 @@ def draw(results: Record, folder: Path) -> list[Path]:
             for kind in ("png", "svg"):
                 file = folder / f"{name}.{kind}"
                 metadata = {"Date": None} if kind == "svg" else None
-                figure.savefig(file, dpi=150, bbox_inches="tight", metadata=metadata)
+                drawn = BytesIO()
+                figure.savefig(drawn, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+                write_atomically(file, drawn.getvalue())
                 written.append(file)
             pyplot.close(figure)
     return written
