@@ -16,8 +16,9 @@ from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.client import ClientMemory
 from fedsrd.federation.resume import restore
 from fedsrd.methods import ClientContext
+from fedsrd.recipe import parse
 from fedsrd.runs.folder import RunFolder
-from fedsrd.runs.records import RoundRecord
+from fedsrd.runs.records import RoundRecord, rounds_text
 from fedsrd.training.models import adapter_tensors
 from fedsrd.wire.payload import Kind, decode_delta, encode_delta, is_finite
 
@@ -167,13 +168,20 @@ def test_a_client_that_diverges_is_left_out_and_the_others_go_on(name):
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(name, tmp_path):
     whole, broken = Federation(build(name)).rounds(4), Federation(build(name)).rounds(2)
     folder = RunFolder(tmp_path)
-    (tmp_path / "state").mkdir()
-    (tmp_path / "adapter").mkdir()
+    folder.create(parse({"model": {"id": "m"}, "clients": [{"name": "c0"}]}), {})
     server = broken.server
     memories = {client.name: client.memory.kept for client in broken.clients}
     ledger = server.ledger
-    written = Checkpoint(server.state, server.memory, memories, known=ledger.known, counted=ledger.counted)
     so_far = [RoundRecord(round=n, digest="", bytes_up={}, bytes_down={}, eval={}) for n in range(3)]
+    written = Checkpoint(
+        server.state,
+        server.memory,
+        memories,
+        known=ledger.known,
+        counted=ledger.counted,
+        recipe=folder.recipe_digest(),
+        records=rounds_text(so_far),
+    )
     folder.commit(written.state.version, written.to_bytes(), so_far, adapter_tensors(server.model()))
     read, records = restore(folder)
     assert read.state.digest == server.digest

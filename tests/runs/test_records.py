@@ -130,6 +130,12 @@ def test_a_newer_format_asks_for_an_upgrade(rounds, summary, newer):
         (lambda file: change(file, 2, seconds={"train": math.nan}), "line 2: seconds.train = nan: .*finite"),
         (lambda file: change(file, 1, format="one"), "line 1: format 'one' is none"),
         (lambda file: change(file, 1, format=0), "line 1: format 0 is none"),
+        (
+            lambda file: file.write_text(file.read_text() + file.read_text().splitlines()[1]),
+            "line 3: round 1, where round 2 belongs",
+        ),
+        (lambda file: file.write_text(file.read_text().splitlines()[1]), "line 1: round 1, where round 0 belongs"),
+        (lambda file: file.write_text("[" * 100_000), "line 1: not JSON"),
     ],
 )
 def test_damage_is_named_with_its_line_and_what_to_do(rounds, damage, says):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,12 +18,12 @@ from fedsrd.federation.setup import environment
 from fedsrd.recipe import Recipe
 from fedsrd.runs.card import card
 from fedsrd.runs.folder import RunFolder
-from fedsrd.runs.records import RoundRecord, Summary
+from fedsrd.runs.records import RoundRecord, Summary, rounds_text
 
 Memories = Mapping[str, Mapping[str, torch.Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Driver:
     """One run.
 
@@ -48,6 +48,7 @@ class Driver:
     quality: Callable[[], Mapping[str, Any]]
     memories: Callable[[], Memories] = dict
     federation: str = ""
+    _recipe_digest: str = field(default="", init=False)
 
     @property
     def server(self) -> Server:
@@ -62,16 +63,18 @@ class Driver:
     def begin(self, names: list[str], start_bytes: int) -> list[RoundRecord]:
         """Makes the folder of a new run; gives its records, round 0."""
         self.folder.create(self.recipe, environment())
-        if self._one_adapter:
-            self.folder.write_adapter_config(self.adapter_config())
+        self._recipe_digest = self.folder.recipe_digest()
+        self._write_adapter_config()
         records = [start_record(start_bytes, names, self.server.digest, self.quality())]
         self._commit(records)
         return records
 
     def restore(self, checkpoint: Checkpoint, records: list[RoundRecord]) -> None:
-        """Takes the state of the last complete round. A crash may have left the adapter one round behind it."""
+        """Takes the state of the last complete round. What a crash has left one round behind it is written again."""
+        self._recipe_digest = checkpoint.recipe
         self.server.restore(checkpoint.state, checkpoint.server)
         self.server.ledger.restore(checkpoint.missed, checkpoint.known, checkpoint.counted)
+        self._write_adapter_config()
         self._write(checkpoint, records)
         self.observer.say(f"Continuing after round {checkpoint.state.version} of {self.recipe.rounds}")
         stored, now = self.folder.stored_recipe().environment, environment()
@@ -133,6 +136,10 @@ class Driver:
     def _one_adapter(self) -> bool:
         return not self.method.personal and not self.method.changes_base
 
+    def _write_adapter_config(self) -> None:
+        if self._one_adapter:
+            self.folder.write_adapter_config(self.adapter_config())
+
     def _adapter(self) -> dict[str, torch.Tensor] | None:
         """The tensors of the one adapter, None where there is none that says all."""
         from fedsrd.training.models import adapter_tensors
@@ -149,6 +156,8 @@ class Driver:
             server.ledger.known,
             server.ledger.counted,
             self.federation,
+            self._recipe_digest,
+            rounds_text(records),
         )
         self._write(checkpoint, records)
 

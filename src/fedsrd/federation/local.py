@@ -67,14 +67,16 @@ def run(
         assets: models and data of earlier runs in this process, to be used again.
 
     Raises:
-        FederationError: no client sent a usable update, replicas differ, the disk is full, or another process is at
-            work in the folder.
+        FederationError: no client sent a usable update, replicas differ, or the disk is full.
+        RunFolderError: another process is at work in the folder, or has been since it was checked; or what is to be
+            continued is damaged.
         DataError, ModelError, PackageError: data or model cannot be loaded.
     """
     for entry in prepared.recipe.clients:
         if entry.data is None:
             raise DataError(f"client {entry.name}: has no data in the recipe; a run in one process needs everybody's")
     with prepared.folder.locked():
+        prepared.folder.check(prepared.recipe, resume=prepared.resume)
         return _run(prepared, Session(prepared.recipe, prepared.lora, observer, assets or Assets()), keep_payloads)
 
 
@@ -112,7 +114,7 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Summary:
         quality,
         lambda: {client.name: client.memory.kept for client in clients if client.memory.kept},
     )
-    restored = restore(folder)
+    restored = restore(folder, session.observer.warn)
     if restored is None:
         start = server.start()
         for client in clients:

@@ -22,12 +22,21 @@ from fedsrd.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that was checked before anything expensive started."""
+    """All that was checked before anything expensive started.
+
+    Attributes:
+        recipe: what is run.
+        folder: where it is kept.
+        table: the model's trained tensors.
+        lora: PEFT's config of the adapter.
+        resume: whether the folder's run is continued.
+    """
 
     recipe: Recipe
     folder: RunFolder
     table: TensorTable
     lora: Any
+    resume: bool
 
 
 def prepare(
@@ -38,12 +47,9 @@ def prepare(
     Raises:
         RunFolderError, DataError, ModelError, RecipeError: what is wrong and what to do. Nothing was written.
     """
-    if resume:
-        folder.check_resumable(recipe)
-    else:
-        folder.check_new()
+    folder.check(recipe, resume=resume)
     table, lora = check(recipe, observer, assets or Assets())
-    return Prepared(recipe, folder, table, lora)
+    return Prepared(recipe, folder, table, lora, resume)
 
 
 def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[TensorTable, Any]:

@@ -61,9 +61,10 @@ def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None)
     )
     with Monitor(console, recipe.rounds) as board:
         board.say("Checking folder, data and model")
-        folder.check_resumable(recipe) if resume else folder.check_new()
-        prepared = Prepared(recipe, folder, *check(_without_private_data(recipe), board, Assets()))
+        folder.check(recipe, resume=resume)
+        prepared = Prepared(recipe, folder, *check(_without_private_data(recipe), board, Assets()), resume)
         with folder.locked():
+            folder.check(recipe, resume=resume)
             summary, records = _serve(grid, recipe, prepared, _Watch(board, Log(folder.path / "log.jsonl")), config)
     for table in closing_tables(records, summary):
         console.print(table)
@@ -108,7 +109,7 @@ def _serve(
     folder = prepared.folder
     server = server_of(recipe, config_of(recipe, prepared.table))
     session = _judge(recipe, prepared, watch, server.config.method)
-    restored = restore(folder)
+    restored = restore(folder, watch.warn)
     federation = restored[0].federation if restored else secrets.token_hex(8)
 
     def quality() -> dict[str, Any]:

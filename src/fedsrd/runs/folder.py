@@ -5,15 +5,19 @@
     summary.json     totals, ratios, quality
     adapter/         the newest global adapter, in PEFT's layout (a changed base model's: at the end)
     adapters/NAME/   instead, where every client ends with a model of its own
-    state/           global.safetensors: version, digest and all that continues from the last complete round
+    state/           global.safetensors: all that continues from the last complete round, the records too
     payloads/        every uplink and downlink, where the user asked to keep them
 
-A round counts once `state/global.safetensors` is replaced. `rounds.jsonl` is written before it and may be one round
-ahead after a crash; opening the folder drops what is ahead.
+A round counts once `state/global.safetensors` is replaced, which needs nothing but recipe.toml to go on. `rounds.jsonl`
+and `adapter/` are written after it, and again when the run is resumed. `state/` and `payloads/`, from which something
+of the data may be learnt, are for nobody but their owner.
 """
 
 import contextlib
 import errno
+import hashlib
+import json
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +25,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from fedsrd.errors import FederationError, RecipeError, RunFolderError
-from fedsrd.files import plain, write_atomically
+from fedsrd.files import is_temporary, own_folder, plain, refuse_link, sweep, write_atomically
 from fedsrd.recipe import Recipe, load
 from fedsrd.runs.records import RoundRecord, Summary, read_rounds, read_summary, rounds_text, summary_text
 
@@ -41,14 +45,23 @@ class RunFolder:
         self._lock = FileLock(path / ".lock", thread_local=False)
 
     def try_lock(self) -> bool:
-        """Claims the folder for this process until `unlock` or its end, however it ends; False where another process
-        has it.
+        """Claims the folder for this process until `unlock` or its end, however it ends, and removes what killed
+        processes have half written; False where another process has it.
+
+        Raises:
+            RunFolderError: the folder cannot be made or locked.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            refuse_link(self.path / ".lock")
             self._lock.acquire(blocking=False)
         except Timeout:
             return False
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path} cannot be used: {error.strerror or error}; choose another --out"
+            ) from None
+        sweep(self.path)
         return True
 
     @contextlib.contextmanager
@@ -103,16 +116,43 @@ class RunFolder:
         """What the run continues from, a file of `federation.checkpoint`; replaced as a whole."""
         return self.path / "state" / "global.safetensors"
 
+    def check(self, recipe: Recipe, *, resume: bool) -> None:
+        """Refuses a folder that is not new, or with `resume`, that is not this recipe's. What holds before the folder
+        is locked need not hold afterwards: whoever locks it checks again.
+
+        Raises:
+            RunFolderError: as `check_new` and `check_resumable`.
+        """
+        if resume:
+            self.check_resumable(recipe)
+        else:
+            self.check_new()
+
     def check_new(self) -> None:
-        """Refuses a folder that something is in.
+        """Refuses a folder that something is in, other than what a run leaves that was killed before its first file.
 
         Raises:
             RunFolderError: the path is a file, or a folder that is not empty.
         """
-        if self.recipe_file.exists():
+        if any(file.exists() for file in (self.recipe_file, self.state, self.rounds)):
             raise RunFolderError(f"{self.path} holds a run already; continue it with --resume, or choose another --out")
-        if self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())):
+        try:
+            new = not self.path.exists() or (self.path.is_dir() and self._holds_nothing())
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path} cannot be read: {error.strerror or error}; choose another --out"
+            ) from None
+        if not new:
             raise RunFolderError(f"{self.path} is not an empty folder; choose another --out")
+
+    def _holds_nothing(self) -> bool:
+        entries = [entry for entry in self.path.iterdir() if not is_temporary(entry.name)]
+        names = {entry.name for entry in entries}
+        # Where a process was at work, the last two may be there before the recipe.
+        known = {".lock", "state", "log.jsonl", "tensorboard"} if ".lock" in names else {"state"}
+        if names - known or any(entry.is_symlink() for entry in entries):
+            return False
+        return "state" not in names or all(is_temporary(entry.name) for entry in self.state.parent.iterdir())
 
     def check_resumable(self, recipe: Recipe) -> None:
         """Refuses a folder without a run, or with another recipe's.
@@ -136,6 +176,10 @@ class RunFolder:
             RunFolderError: there is no run in the folder.
         """
         if not self.recipe_file.is_file():
+            if self.state.exists() or self.rounds.exists():
+                raise RunFolderError(
+                    f"{self.path} cannot be resumed: its recipe.toml is missing; put a backup of it in its place"
+                )
             raise RunFolderError(f"{self.path} holds no run to resume (it has no recipe.toml)")
         try:
             return load(self.recipe_file)
@@ -145,8 +189,23 @@ class RunFolder:
     def create(self, recipe: Recipe, environment: Mapping[str, str]) -> None:
         """Makes the folder and its recipe.toml."""
         with self._disk("the recipe"):
-            (self.path / "state").mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            own_folder(self.state.parent, private=True)
             write_atomically(self.recipe_file, recipe.to_toml(environment).encode())
+
+    def recipe_digest(self) -> str:
+        """SHA-256, in hex, of the recipe that recipe.toml holds, as it stands there: a newer fedsrd, which knows more
+        defaults, finds the same. The versions of the libraries are not part of it.
+
+        Raises:
+            RunFolderError: the file is missing or damaged.
+        """
+        try:
+            tree = tomllib.loads(self.recipe_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunFolderError(f"{self.recipe_file} cannot be read: {error}") from None
+        tree.pop("environment", None)
+        return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()
 
     def records(self) -> list[RoundRecord]:
         """What rounds.jsonl holds, round 0 first; nothing before the first commit. Raises as `records.read_rounds`."""
@@ -165,7 +224,7 @@ class RunFolder:
     def commit(
         self, version: int, state: bytes, records: Sequence[RoundRecord], adapter: Mapping[str, "Tensor"] | None
     ) -> None:
-        """Makes `version` the last complete round: rounds.jsonl, then the state, then the adapter.
+        """Makes `version` the last complete round: the state, then rounds.jsonl, then the adapter.
 
         Args:
             version: how many rounds the state holds.
@@ -178,22 +237,26 @@ class RunFolder:
             FederationError: the disk is full or fails; what was complete before stays.
         """
         with self._disk(f"round {version}"):
-            write_atomically(self.rounds, rounds_text(records).encode())
+            own_folder(self.state.parent, private=True)
             write_atomically(self.state, state)
+            write_atomically(self.rounds, rounds_text(records).encode())
             if adapter is not None:
+                own_folder(self.adapter)
                 write_atomically(self.adapter / "adapter_model.safetensors", _saved(adapter))
 
     def write_adapter_config(self, text: str) -> None:
         """Makes `adapter/` one that PEFT reads."""
         with self._disk("the adapter's config"):
-            self.adapter.mkdir(exist_ok=True)
+            own_folder(self.adapter)
             write_atomically(self.adapter / "adapter_config.json", text.encode())
 
     def write_adapter(self, config: str, tensors: Mapping[str, "Tensor"], name: str | None = None) -> Path:
         """Writes a whole adapter in PEFT's layout: to `adapter/`, or to `adapters/NAME/`. Gives the folder."""
         folder = self.adapter if name is None else self.path / "adapters" / name
         with self._disk(f"the adapter {folder.name}"):
-            folder.mkdir(parents=True, exist_ok=True)
+            if name is not None:
+                own_folder(folder.parent)
+            own_folder(folder)
             write_atomically(folder / "adapter_config.json", config.encode())
             write_atomically(folder / "adapter_model.safetensors", _saved(tensors))
         return folder
@@ -212,8 +275,8 @@ class RunFolder:
     def keep_payloads(self, round_number: int, uplinks: Mapping[str, bytes], downlink: bytes) -> None:
         """Writes a round's payloads to payloads/round-NNNN/: CLIENT.up and server.down."""
         with self._disk(f"the payloads of round {round_number}"):
-            folder = self.path / "payloads" / f"round-{round_number:04d}"
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = own_folder(self.path / "payloads", private=True) / f"round-{round_number:04d}"
+            own_folder(folder)
             for client, payload in uplinks.items():
                 write_atomically(folder / f"{client}.up", payload)
             write_atomically(folder / "server.down", downlink)

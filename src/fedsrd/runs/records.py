@@ -147,16 +147,26 @@ def read_rounds(path: Path) -> list[RoundRecord]:
     """The records of a rounds.jsonl, round 0 first.
 
     Raises:
-        RunFolderError: there is no such file, a line is damaged or lacks a key, or a newer fedsrd wrote it. The message
-            names the line, and says what to do.
+        RunFolderError: there is no such file, a line is damaged, lacks a key or is not of the next round, or a newer
+            fedsrd wrote it. The message names the line, and says what to do.
+    """
+    return parse_rounds(_text(path), str(path))
+
+
+def parse_rounds(text: str, name: str) -> list[RoundRecord]:
+    """The records in the content of a rounds.jsonl, which messages call `name`. Raises RunFolderError as
+    `read_rounds`.
     """
     found: list[RoundRecord] = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        where = f"{path}, line {number}"
+    for number, line in enumerate(text.splitlines(), 1):
+        where = f"{name}, line {number}"
         tree = _tree(line, where)
         if number == 1:
             check_format(tree, where)
-        found.append(checked(RoundRecord, tree, where))
+        record = checked(RoundRecord, tree, where)
+        if record.round != number - 1:
+            raise _damaged(where, f"round {record.round}, where round {number - 1} belongs")
+        found.append(record)
     return found
 
 
@@ -211,7 +221,7 @@ def _text(path: Path) -> str:
 def _tree(text: str, where: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(where, f"not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise _damaged(where, f"expected a JSON object, found {type(tree).__name__}")
