@@ -256,7 +256,7 @@ def test_a_client_that_dies_around_its_save_goes_on(tiny_recipe, tmp_path, site,
 def test_a_site_that_lost_or_damaged_its_disk_is_made_whole(tiny_recipe, tmp_path, site):
     tiny_recipe |= {"rounds": 5, "method": {"name": "fedavg"}, "participation": {"minimum": 2}}
     in_one_process(tiny_recipe, tmp_path / "calm")
-    grid, run, _ = site()
+    grid, run, console = site()
     done = set()
 
     def meddle(node, reply):
@@ -273,6 +273,10 @@ def test_a_site_that_lost_or_damaged_its_disk_is_made_whole(tiny_recipe, tmp_pat
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "calm")
     (log,) = (tmp_path / "state").glob("*/left/log.jsonl")
     assert '"damaged"' in log.read_text()
+    assert log.with_name("replica.damaged").is_file()
+    # What a method keeps at the client does not come back: the server is told, and its record says so.
+    warned = " ".join(console.file.getvalue().split())
+    assert "replica.safetensors is damaged, the server sends the whole state" in warned
 
 
 def test_a_server_that_was_put_back_to_an_older_backup_goes_on(tiny_recipe, tmp_path, site):

@@ -91,13 +91,15 @@ def _train(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntim
     order, payload, site, replica = _opened(message, settings, runtime, header.Train)
     log = Log(replica.folder / "log.jsonl")
     with replica.locked():
-        client = _client(order, site, runtime, replica)
+        client, damage = _client(order, site, runtime, replica)
         sync = header.sync_of_header(order.sync, payload)
         log.write("task", round=order.round, held=client.version, bytes=len(payload))
-        if order.version < client.version:
+        if damage is not None:
+            answer: Any = Failure(site.name, order.round, damage, lost=True)
+        elif order.version < client.version:
             # An old message: what is held is newer, and stays.
             reason = f"a task of version {order.version} came late: version {client.version} is held"
-            answer: Any = Failure(site.name, order.round, reason)
+            answer = Failure(site.name, order.round, reason)
         else:
             answer = client.answer(TrainTask(order.round, order.version, order.digest, sync), lambda *_: None)
             replica.save(client)
@@ -149,12 +151,13 @@ def _follow(
     order: header.Evaluate | header.Finalize, payload: bytes, site: Site, replica: Replica, runtime: ClientRuntime
 ) -> tuple[Client, header.SyncReply]:
     """Brings the replica to the newest version, on the disk too; gives what it holds now."""
-    client = _client(order, site, runtime, replica)
-    failure = None
+    client, damage = _client(order, site, runtime, replica)
+    # After the last round, nothing is lost with what the method kept.
+    failure = damage if isinstance(order, header.Evaluate) else None
     try:
         client.sync(header.sync_of_header(order.sync, payload))
     except (PayloadError, FederationError) as error:
-        failure = str(error)
+        failure = failure or str(error)
         client.restore(NOTHING)
     replica.save(client)
     digest = client.digest if client.version >= 0 else ""
@@ -164,16 +167,18 @@ def _follow(
     return client, header.SyncReply(name=site.name, held=client.version, digest=digest, failure=failure)
 
 
-def _client(order: header.Order, site: Site, runtime: ClientRuntime, replica: Replica) -> Client:
-    """The client with what it has kept; without its replica, where the server says that this is not of the run."""
+def _client(order: header.Order, site: Site, runtime: ClientRuntime, replica: Replica) -> tuple[Client, str | None]:
+    """The client with what it has kept; without its replica, where the server says that this is not of the run. And
+    what is damaged of it, for the server to be told.
+    """
     job = order.job
     trainer = _OnDemand(lambda: runtime.trainer(job, site))
     config = FederationConfig(method_of(job.method), runtime.table(job), job.seed, job.uplink)
     client = Client(site.name, config, trainer, job.rank)
-    replica.load(client)
+    damage = replica.load(client)
     if order.reset:
         client.restore(NOTHING)
-    return client
+    return client, damage
 
 
 class _OnDemand:
