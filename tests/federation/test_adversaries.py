@@ -36,7 +36,6 @@ pytest.importorskip("flwr")
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from grid import ToyGrid
 
-from fedsrd.federation.remote import header as headers
 from fedsrd.flower import server as flower
 from fedsrd.flower.records import HEADER, PAYLOADS, envelope_of, respond
 
@@ -275,7 +274,11 @@ class Federation(RuleBasedStateMachine):
 
     # Bad disks.
 
-    @rule(name=st.sampled_from(NAMES), place=st.floats(0, 1, exclude_max=True), how=st.sampled_from(("bit", "cut", "gone")))
+    @rule(
+        name=st.sampled_from(NAMES),
+        place=st.floats(0, 1, exclude_max=True),
+        how=st.sampled_from(("bit", "cut", "gone")),
+    )
     def a_sites_disk_fails(self, name, place, how):
         for file in (self.world.home / "sites").glob(f"*/{name}/replica.safetensors"):
             damage(file, place, how)
@@ -340,7 +343,12 @@ class Federation(RuleBasedStateMachine):
         altered.content[HEADER] = ConfigRecord({"json": json.dumps(said)})
         if PAYLOADS in altered.content:
             array = altered.content[PAYLOADS]["bytes"]
-            size = {"same": array.data, "none": b"", "half": array.data[: len(array.data) // 2], "twice": array.data * 2}
+            size = {
+                "same": array.data,
+                "none": b"",
+                "half": array.data[: len(array.data) // 2],
+                "twice": array.data * 2,
+            }
             array.data = size[payload]
         node = 10 + NAMES.index(name)
         reply = world.grid.app_reply(altered, node)
