@@ -3,6 +3,7 @@
 What is read must come back from what it is written as, with the same meaning.
 """
 
+import contextlib
 import tomllib
 from collections.abc import Iterable
 from importlib import resources
@@ -30,14 +31,10 @@ def one_input(data: bytes) -> None:
     if found is not None:
         again = recipe.parse(tomllib.loads(found.to_toml({})))
         assert again.resolved() == found.resolved()
-    try:
+    with contextlib.suppress(RecipeError):
         recipe.load(None, [data.decode("utf-8", "replace")])
-    except RecipeError:
-        pass
-    try:
+    with contextlib.suppress(FedSRDError):
         plan.load(FILE)
-    except FedSRDError:
-        pass
 
 
 def mutate(data: bytes, size: int, seed: int) -> bytes:

@@ -251,5 +251,6 @@ def _check_rows(rows: Sequence[str], listed: Mapping[str, VariantSection], where
 
 def _plain(name: str, tree: Mapping[str, Any]) -> VariantSection:
     own = tree.get("method")
-    same = isinstance(own, Mapping) and own.get("name") == name
-    return VariantSection(label=name, method=dict(own) if same else {"name": name})
+    if isinstance(own, Mapping) and own.get("name") == name:
+        return VariantSection(label=name, method=dict(own))
+    return VariantSection(label=name, method={"name": name})
