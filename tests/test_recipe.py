@@ -84,3 +84,11 @@ def test_the_readmes_recipe_is_one():
     text = re.search(r"```toml\n(.*?)```", readme, re.DOTALL)[1]
     recipe = recipes.parse(tomllib.loads(text))
     assert [client.name for client in recipe.clients] == ["ward-a", "ward-b", "math"]
+
+
+def test_what_is_written_of_a_recipe_is_the_same_recipe():
+    """A run's folder is compared with the recipe that it is resumed with: defaults must be resolved in both."""
+    bare = {"model": {"id": "a/b"}, "clients": [{"name": "a"}]}
+    written = recipes.parse(bare).to_toml({})
+    assert recipes.parse(tomllib.loads(written)).resolved() == recipes.parse(bare).resolved()
+    assert recipes.parse(bare).method["alpha"] == 0.85

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,6 +17,9 @@ from fedsrd.errors import RecipeError
 from fedsrd.suggest import did_you_mean
 from fedsrd.training.options import BaseOptions, TrainingOptions
 from fedsrd.wire.options import WireOptions
+
+if TYPE_CHECKING:
+    from fedsrd.methods import Method, MethodOptions
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -152,7 +155,7 @@ class Recipe(_Section):
     model: ModelSection
     lora: LoraSection = LoraSection()
     training: TrainingSection = TrainingSection()
-    method: dict[str, Any] = {"name": "fedsrd"}
+    method: Annotated[dict[str, Any], Field(validate_default=True)] = {"name": "fedsrd"}
     server_optimizer: ServerOptimizerOptions | None = None
     wire: WireSection = WireSection()
     participation: ParticipationSection = ParticipationSection()
@@ -163,13 +166,8 @@ class Recipe(_Section):
     @field_validator("method")
     @classmethod
     def _resolve_method(cls, given: dict[str, Any]) -> dict[str, Any]:
-        from fedsrd import methods
-
-        if not isinstance(given.get("name"), str):
-            raise ValueError(f"expected name = one of {', '.join(methods.names())}")
-        kind = methods.get(given["name"]).Options
-        options = {key: value for key, value in given.items() if key != "name"}
-        return {"name": given["name"], **method_options(kind, options).model_dump()}
+        kind, options = chosen_method(given)
+        return {"name": kind.name, **options.model_dump()}
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Recipe":
@@ -246,6 +244,17 @@ def parse(tree: dict[str, Any], where: str = "recipe") -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError("\n".join([f"{where} is not a valid recipe:", *explain(error, "")])) from None
+
+
+def chosen_method(given: Mapping[str, Any]) -> tuple[type["Method"], "MethodOptions"]:
+    """The method that a [method] table names, and its options, checked. Raises RecipeError as `load`."""
+    from fedsrd import methods
+
+    name = given.get("name")
+    if not isinstance(name, str):
+        raise RecipeError(f"method.name = {str(name)[:100]!r}: expected name = one of {', '.join(methods.names())}")
+    kind = methods.get(name)
+    return kind, method_options(kind.Options, {key: value for key, value in given.items() if key != "name"})
 
 
 def method_options(kind: type[Options], given: Mapping[str, Any]) -> Options:

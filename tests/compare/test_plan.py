@@ -136,3 +136,13 @@ def test_mistakes_are_told_before_anything_starts(write, compare, given, message
 def test_there_must_be_something_to_compare_by(write, override):
     with pytest.raises(RecipeError, match="variant fedavg has no set in domain to compare by"):
         plan.load(write(), chosen=["fedavg"], overrides=[override])
+
+
+@pytest.mark.parametrize(
+    "text", ["compare = 3", 'compare = "x"', 'compare = [["a"]]', "method = 3\n[compare]\nmethods = ['fedavg']"]
+)
+def test_tables_that_are_none_are_told(tmp_path, text):
+    file = tmp_path / "recipe.toml"
+    file.write_text(f'model.id = "a/b"\nclients = [{{ name = "a" }}]\n{text}\n')
+    with pytest.raises(RecipeError):
+        plan.load(file)

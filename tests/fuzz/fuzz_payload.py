@@ -3,19 +3,16 @@
 An input is what stands between the fields that no mutation would get past: two bytes for kind, position codec and
 value type, two for the block, then the body. Header, digest and checksum are put around it, so that every input
 reaches the checks behind them; the input as it stands is read too. Whatever it is, the reader must give a delta that
-fits the table, or raise PayloadError; libFuzzer watches time and memory (-timeout, -rss_limit_mb).
-
-    python tests/fuzz/fuzz_payload.py [libFuzzer options] tests/fuzz/corpus
-    python tests/fuzz/fuzz_payload.py --write-corpus
+fits the table, or raise PayloadError.
 """
 
 import hashlib
 import struct
-import sys
 import warnings
-from pathlib import Path
+from collections.abc import Iterable
 
 import atheris
+import harness
 import torch
 
 with atheris.instrument_imports(include=["fedsrd.wire"]):
@@ -28,7 +25,6 @@ LORA = table_of([LoraModule("q", 24, 40, 4), LoraModule("v", 8, 40, 4), LoraModu
 PLAIN = (TensorSpec("kernel", (3, 4, 5)), TensorSpec("scale", (30,)), TensorSpec("gate", ()), TensorSpec("bias", (70,)))
 TABLE = TensorTable((*LORA.specs, *PLAIN))
 SHAPES = TABLE.shapes
-CORPUS = Path(__file__).parent / "corpus"
 
 warnings.simplefilter("error")  # a warning from a hostile payload is a finding too
 
@@ -67,10 +63,9 @@ def one_input(data: bytes) -> None:
     check(payload(data))
 
 
-def write_corpus() -> None:
+def seeds() -> Iterable[tuple[str, bytes]]:
     """One input for every codec and type, with tensors that travel in every way."""
     generator = torch.Generator().manual_seed(0)
-    CORPUS.mkdir(exist_ok=True)
     for values in ("float32", "bfloat16", "float16", "int8", "int4", "ternary"):
         for positions in ("auto", "bitmap", "gaps"):
             delta = {}
@@ -88,12 +83,8 @@ def write_corpus() -> None:
             (block,) = struct.unpack("<I", made[12:16])
             data = bytes([kind | codec << 2, type_]) + struct.pack("<H", block) + made[40:-16]
             assert payload(data) == made
-            (CORPUS / f"{values}-{positions}").write_bytes(data)
+            yield f"{values}-{positions}", data
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--write-corpus"]:
-        write_corpus()
-    else:
-        atheris.Setup(sys.argv, one_input)
-        atheris.Fuzz()
+    harness.run("payload", one_input, seeds)

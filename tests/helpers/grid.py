@@ -49,16 +49,19 @@ class ToyGrid(Grid):
             node = message.metadata.dst_node_id
             if node in self.silent or node in self.away:
                 continue
-            context = Context(1, node, self.configs[node], self.state[node], {})
-            try:
-                reply = self.app(message, context)
-            except Exception as error:
-                reason = str(type(error)) + ":<'" + str(error) + "'>"
-                reply = Message(Error(code=2, reason=reason), reply_to=message)
-            reply = self.meddle(node, reply)
+            reply = self.meddle(node, self.app_reply(message, node))
             if reply is not None:
                 self.replies[name] = reply
         return found
+
+    def app_reply(self, message, node):
+        """What the app of a node answers; what it raises is an error reply, as Flower makes it."""
+        context = Context(1, node, self.configs[node], self.state[node], {})
+        try:
+            return self.app(message, context)
+        except Exception as error:
+            reason = str(type(error)) + ":<'" + str(error) + "'>"
+            return Message(Error(code=2, reason=reason), reply_to=message)
 
     def pull_messages(self, message_ids):
         return [self.replies.pop(name) for name in list(message_ids) if name in self.replies]

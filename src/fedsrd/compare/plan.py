@@ -203,7 +203,9 @@ def load(
             evaluation set in domain, or its recipe is not valid. Nothing was started.
     """
     tree, where = read(path, overrides)
-    given = dict(tree.pop("compare", {}))
+    given = tree.pop("compare", {})
+    if not isinstance(given, dict):
+        raise RecipeError(f"{where}: compare = {given!r:.100}: expected a table, [compare]")
     refuse_unknown(given, list(CompareSection.model_fields), "compare")
     if seeds is not None:
         given["seeds"] = list(seeds)
@@ -248,5 +250,7 @@ def _check_rows(rows: Sequence[str], listed: Mapping[str, VariantSection], where
 
 
 def _plain(name: str, tree: Mapping[str, Any]) -> VariantSection:
-    own = tree.get("method", {})
-    return VariantSection(label=name, method=dict(own) if own.get("name") == name else {"name": name})
+    own = tree.get("method")
+    if isinstance(own, Mapping) and own.get("name") == name:
+        return VariantSection(label=name, method=dict(own))
+    return VariantSection(label=name, method={"name": name})

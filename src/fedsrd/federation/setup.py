@@ -16,7 +16,7 @@ from fedsrd.federation.server import Server
 from fedsrd.federation.session import Assets, Observer, check_data
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import ServerOptimizer, ServerOptimizerOptions, capabilities
-from fedsrd.recipe import Recipe, explain
+from fedsrd.recipe import Recipe, chosen_method, explain
 from fedsrd.runs.folder import RunFolder
 
 
@@ -93,9 +93,9 @@ def shapes(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[TensorTa
 
 
 def method_of(chosen: Mapping[str, Any]) -> methods.Method:
-    """The method of a recipe's [method] table."""
-    kind = methods.get(chosen["name"])
-    return kind(kind.Options.model_validate({key: value for key, value in chosen.items() if key != "name"}))
+    """The method of a [method] table, a recipe's or what a server says. Raises RecipeError where it is none of ours."""
+    kind, options = chosen_method(chosen)
+    return kind(options)
 
 
 def optimizer_of(
