@@ -5,7 +5,7 @@ is done to a federation, in any order:
 
 1. nobody sees an exception but ours;
 2. replicas are equal: when it has ended, every site holds the server's state, bit for bit;
-3. nothing is committed that cannot be resumed: what is on the disk is whole and finite, and the run goes on from it to
+3. nothing is committed that cannot be resumed: what is on the disk is whole, finite and sane, and the run goes on from it to
    its end when the adversaries are gone.
 """
 
@@ -181,7 +181,7 @@ class World:
         from peft import LoraConfig
 
         self.left = steps
-        prepared = Prepared(self.recipe, self.folder, TABLE, LoraConfig(r=2, target_modules=["q"]))
+        prepared = Prepared(self.recipe, self.folder, TABLE, LoraConfig(r=2, target_modules=["q"]), resume=self.folder.recipe_file.exists())
         try:
             with self.folder.locked():
                 return flower._serve(self.grid, self.recipe, prepared, Watch(), {})[0]
@@ -197,7 +197,8 @@ class World:
             return
         checkpoint, records = restored
         for tensors in (checkpoint.state.tensors, checkpoint.state.base_delta, checkpoint.server):
-            assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+            # Honest steps are of 0.05; the norm bound lets ten times that pass, in one element at worst.
+            assert all(bool((tensor.abs() < 1e4).all()) for tensor in tensors.values())
         assert records[-1].round == checkpoint.state.version
         assert records[-1].digest == checkpoint.state.digest
 
@@ -221,9 +222,11 @@ class Federation(RuleBasedStateMachine):
         weighting=st.sampled_from(("uniform", "examples")),
         values=st.sampled_from(("float32", "int4")),
         fraction=st.sampled_from((0.5, 1.0)),
+        lies=st.lists(st.sampled_from(sorted(LIES)), max_size=ROUNDS),
     )
-    def begin(self, method, weighting, values, fraction):
+    def begin(self, method, weighting, values, fraction, lies):
         self.world = World(method, weighting, values, fraction)
+        self.world.lies += [LIES[lie] for lie in lies]
         self.patch = pytest.MonkeyPatch()
         written = files.write_atomically
         world = self.world
@@ -261,7 +264,7 @@ class Federation(RuleBasedStateMachine):
 
     # Bad moments, clocks and connections.
 
-    @rule(steps=st.integers(0, 60))
+    @rule(steps=st.integers(0, 60) | st.just(1000))
     def run_until_killed(self, steps):
         _, reason = told(lambda: self.world.serve(steps))
         assert not CONTROL.search(reason), reason
@@ -322,7 +325,7 @@ class Federation(RuleBasedStateMachine):
 
     def resumed(self):
         """What a run would go on from."""
-        self.world.folder.check_resumable(self.world.recipe)
+        self.world.folder.check(self.world.recipe, resume=True)
         return restore(self.world.folder)
 
     # A server that lies.
