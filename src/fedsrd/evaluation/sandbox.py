@@ -50,7 +50,11 @@ def run(program: str, seconds: int = SECONDS, mib: int = MIB) -> Verdict:
     """
     if sys.platform != "linux":
         raise EvaluationError(_advice(f"this is {sys.platform}"))
-    return _run(_bubblewrap(), program, seconds, mib)
+    bwrap = _bubblewrap()
+    try:
+        return _run(bwrap, program, seconds, mib)
+    except EvaluationError as error:  # it worked a moment ago: no more processes or memory, say
+        raise EvaluationError(_advice(str(error))) from None
 
 
 def check() -> None:
