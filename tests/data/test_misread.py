@@ -158,6 +158,20 @@ def test_a_files_name_is_no_pattern(tmp_path):
             load(tmp_path / name)
 
 
+def test_nor_is_that_of_a_benchmarks_questions(tmp_path):
+    from datasets import load_dataset
+
+    from fedsrd.evaluation.local_files import parse
+
+    write(tmp_path / "ab.jsonl", b'{"question": "another", "answer": "a"}\n')
+    for name in ("a*.jsonl", "[a].jsonl"):
+        path = write(tmp_path / name, b'{"question": "q", "answer": "a"}\n')
+        (files,) = parse([f"gsm8k={path}"]).values()
+        given = files.override()
+        rows = load_dataset(given["dataset_path"], **given["dataset_kwargs"], split="test", streaming=True)
+        assert [row["question"] for row in rows] == ["q"]
+
+
 def test_a_folder_is_read_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "data"
     for name in ("b.jsonl", "a.jsonl"):

@@ -126,7 +126,7 @@ def _of_adapter(path: Path) -> Subject:
         if (run / "recipe.toml").is_file():
             for found in _of_run(run):
                 if found.adapter == whole:
-                    return replace(found, name=name)
+                    return Subject(name, found.model, found.revision, whole)
     raise EvaluationError(
         f"{path}/adapter_config.json: names no base_model_name_or_path, as the base model was a folder; write that "
         "folder's path there, or name the run's folder"
