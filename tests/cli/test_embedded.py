@@ -22,11 +22,14 @@ SHORT = [
 
 @pytest.mark.embedded
 def test_four_specialists_train_one_real_model(tmp_path):
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fedsrd.training.loading import source_of
 
     out = RunFolder(tmp_path / "run")
-    prepared = setup.prepare(recipes.load(None, SHORT), out, resume=False, observer=Watch())
+    recipe = recipes.load(None, SHORT)
+    prepared = setup.prepare(recipe, out, resume=False, observer=Watch())
     assert prepared.table.elements == 4_884_480
     assert len(lora.modules_of(prepared.table)) == 210
     summary = local.run(prepared, Watch())
@@ -39,8 +42,11 @@ def test_four_specialists_train_one_real_model(tmp_path):
     assert all(size < 0.04 * dense for size in record.bytes_up.values())
     assert all(size < 0.02 * dense for size in record.bytes_down.values())
 
-    model = AutoPeftModelForCausalLM.from_pretrained(out.adapter, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)
+    base = source_of(recipe.model.id)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), out.adapter)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    # The folder is made to be given away.
+    assert model.peft_config["default"].base_model_name_or_path == recipe.model.id
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     ids = tokenizer(format_prompt("Say hello.", "chat", tokenizer), return_tensors="pt", add_special_tokens=False)
     merged = model.merge_and_unload()

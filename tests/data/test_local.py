@@ -79,17 +79,35 @@ def write(path, content):
         ("a.jsonl", b'{"instruction": "a", "response": "b"}\n{"x": \n', {}, None, "line 2 is not JSON"),
         ("a.jsonl", b"[1, 2]\n", {}, None, "line 1 is not a JSON object"),
         ("a.csv", b"instruction,reponse\na,b\n", {}, None, r"no column 'response' \(did you mean 'reponse'\?\)"),
-        ("a.csv", b"instruction,response\n", {}, None, "no examples|cannot be loaded"),
+        ("a.csv", b"instruction,response\n", {}, None, "has no examples"),
         ("a.csv", b"q,response\na,b\n", {}, "{question}", "no column 'question'.*; it has q, response"),
         ("a.csv", b"q,response\na,b\n", {}, "{q", "template"),
         ("a.csv", b"q,response\na,b\n", {}, "no column", "expected column names in braces"),
         ("a.csv", b"q,response\na,b\n", {"answer": "q"}, None, "columns.answer: expected one of instruction"),
-        ("a.jsonl", b'{"instruction": "a", "response": " "}\n' * 7, {}, None, r"7 rows .*\(rows 1, 2, 3, 4, 5, \.\.\."),
-        ("a.jsonl", b'{"instruction": "a", "response": null}\n', {}, None, r"1 rows have no text"),
-        ("a.jsonl", b'{"instruction": "a", "response": 5}\n', {}, None, r"1 rows have no text"),
+        (
+            "a.jsonl",
+            b'{"instruction": "a", "response": " "}\n' * 7,
+            {},
+            None,
+            r"line 1: 'response' is blank; .* 7 rows do not fit \(lines 1, 2, 3, 4, 5, \.\.\.\)",
+        ),
+        (
+            "a.jsonl",
+            b'{"instruction": "a", "response": null}\n',
+            {},
+            None,
+            "line 1: 'response' is null; expected",
+        ),
+        (
+            "a.jsonl",
+            b'{"instruction": "a", "response": 5}\n',
+            {},
+            None,
+            "line 1: 'response' is a number",
+        ),
         ("a.txt", b"hello", {}, None, "expected a file ending in .jsonl, .json, .parquet, .csv"),
         ("a.parquet", b"not parquet", {}, None, "cannot be loaded"),
-        ("a.json", b"{", {}, None, "cannot be loaded"),
+        ("a.json", b"{", {}, None, "line 1 is not JSON"),
     ],
 )
 def test_bad_files_give_one_clear_message(tmp_path, name, content, columns, template, message):
@@ -111,8 +129,9 @@ def test_missing_files_splits_and_hubs(tmp_path, monkeypatch):
     DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match="no split 'test'; it has train"):
         load(tmp_path / "saved", split="test")
-    with pytest.raises(DataError, match="expected files of one kind"):
-        load(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="expected files of one kind .*; found none"):
+        load(tmp_path / "empty")
     assert check_local("someone/dataset", columns={}, template=None) is None
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match="data set 'someone/dataset' cannot be loaded: .*or name a local file"):
@@ -133,23 +152,20 @@ def test_a_hub_id_goes_to_datasets_with_its_config_and_split(monkeypatch):
     assert asked == {"name": "org/name", "config": "main", "split": "validation"}
 
 
-def test_private_contents_never_stand_in_messages(tmp_path):
-    path = write(tmp_path / "a.jsonl", b'{"instruction": "SECRET", "response": ""}\n')
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"instruction": "SECRET", "response": ""}'),
+        ("a.jsonl", '{"instruction": SECRET}'),
+        ("a.jsonl", '{"instruction": "SECRET", "response": "SECRET", "x": 1SECRET}'),
+        ("a.json", '[{"instruction": "SECRET"'),
+        ("a.csv", "instruction,response\nSECRET,SECRET,SECRET\n"),
+        ("a.csv", 'instruction,response\n"SECRET" SECRET,SECRET\n'),
+        ("a.csv", "What is wrong with Mr SECRET?,He has a fever.\n"),
+    ],
+)
+def test_private_contents_never_stand_in_messages(tmp_path, name, content):
+    path = write(tmp_path / name, content.encode())
     with pytest.raises(DataError) as caught:
         load(path)
     assert "SECRET" not in str(caught.value)
-    path = write(tmp_path / "b.jsonl", b'{"instruction": SECRET}\n')
-    with pytest.raises(DataError) as caught:
-        load(path)
-    assert "SECRET" not in str(caught.value)
-
-
-def test_no_copy_of_private_data_stays_behind(tmp_path, monkeypatch):
-    import tempfile
-
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    path = jsonl(tmp_path / "a.jsonl", ROWS)
-    assert len(load(path)) == 3
-    assert list((tmp_path / "scratch").iterdir()) == []
-    assert not (tmp_path / "cache").exists()

@@ -5,8 +5,8 @@ is done to a federation, in any order:
 
 1. nobody sees an exception but ours;
 2. replicas are equal: when it has ended, every site holds the server's state, bit for bit;
-3. nothing is committed that cannot be resumed: what is on the disk is whole, finite and sane, and the run goes on from it to
-   its end when the adversaries are gone.
+3. nothing is committed that cannot be resumed: what is on the disk is whole, finite and sane, and the run goes on
+   from it to its end when the adversaries are gone.
 """
 
 import copy
@@ -181,7 +181,9 @@ class World:
         from peft import LoraConfig
 
         self.left = steps
-        prepared = Prepared(self.recipe, self.folder, TABLE, LoraConfig(r=2, target_modules=["q"]), resume=self.folder.recipe_file.exists())
+        resume = self.folder.recipe_file.exists()
+        lora = LoraConfig(r=2, target_modules=["q"])
+        prepared = Prepared(self.recipe, self.folder, TABLE, lora, resume)
         try:
             with self.folder.locked():
                 return flower._serve(self.grid, self.recipe, prepared, Watch(), {})[0]

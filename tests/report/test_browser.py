@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_hostile import hostile_comparison, hostile_run  # noqa: F401
+from test_hostile import extreme_comparison, extreme_run, hostile_comparison, hostile_run  # noqa: F401
 from test_page import finished, run  # noqa: F401
 
 from fedsrd.report.page.write import report
@@ -120,3 +120,26 @@ def test_no_script_runs_but_the_pages_own(browser, hostile_run, hostile_comparis
         "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = true'}))"
     )
     assert page.evaluate("window.ran") is None
+
+
+def test_extreme_numbers_and_attacks_in_every_text(browser, extreme_run, extreme_comparison, tmp_path):  # noqa: F811
+    """Every chart is drawn (`opened` waits for them, and nothing is said or asked), and nothing is executed."""
+    page = opened(browser, report([extreme_run, extreme_comparison], tmp_path / "extreme.html"))
+    assert page.locator(".plot").count() >= 8
+    for place in page.locator(".plot").all():
+        assert min(place.locator(ticks).count() for ticks in (".xtick", ".ytick")) >= 3
+    assert page.locator(".plot .point").count() > 50
+    # Names that show on hover only are texts too.
+    for point in page.locator("#part1-pareto .scatterlayer .point").all()[:3]:
+        point.hover(force=True)
+    for fold in page.locator("details > summary").all():
+        fold.click()
+    for button in page.locator("th button").all()[:12]:
+        button.click()
+    assert page.locator("img, iframe, object, embed, svg script, foreignObject").count() == 0
+    links = page.evaluate("[...document.querySelectorAll('a, link')].map(e => e.getAttribute('href'))")
+    assert set(links) == {"data:,", "#part0", "#part1"}
+    attributes = page.evaluate("[...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames())")
+    assert not [name for name in attributes if name.lower().startswith("on")]
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.pwned") is None

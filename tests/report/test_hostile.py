@@ -2,7 +2,9 @@
 
 import base64
 import hashlib
+import itertools
 import json
+import math
 import re
 import shutil
 import tomllib
@@ -21,6 +23,17 @@ MARKUP = (
     "</script></pre></td><!--<script>\"'><img src=x onerror=alert(1)><a href='https://example.com'>%{x}</a>&lt;b&gt;"
     "{{ 7 * 7 }}{% raw %}"
 )
+ATTACKS = (
+    "</script><script>window.pwned = 1</script>",
+    "<img src=x onerror='window.pwned = 1'>",
+    "<!--<script>",
+    "\"><svg onload='window.pwned = 1'>",
+    "javascript:window.pwned=1",
+    "<a href='javascript:window.pwned=1'>x</a>",
+    "]]></text></svg><script>window.pwned = 1</script>",
+    "${window.pwned = 1}%{customdata}<sub>\u2028",
+)
+NUMBERS = {int: (2**63 - 1, 0, 1, -1, 2**53 + 1), float: (1.7e308, 5e-324, 0.0, -1.7e308, 1e99, 3.0)}
 FOLDER = "<img src=x onerror=alert(1)>&\"'{{ 7 * 7 }}"
 SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 FIGURE = re.compile(r'<script type="application/json">(.*?)</script>', re.DOTALL)
@@ -35,6 +48,45 @@ def spoiled(tree, names):
     if isinstance(tree, dict):
         return {MARKUP + key if key in names else key: spoiled(value, names) for key, value in tree.items()}
     return tree
+
+
+def extreme(tree, rest, fixed=()):
+    """The tree with an attack in the place of every text, and an extreme in the place of every number; keys named in
+    `fixed` keep what they have.
+    """
+    if isinstance(tree, dict):
+        return {key: value if key in fixed else extreme(value, rest, fixed) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [extreme(value, rest, fixed) for value in tree]
+    return next(rest[type(tree)]) if type(tree) in rest else tree
+
+
+def endless():
+    return {str: itertools.cycle(ATTACKS), **{kind: itertools.cycle(found) for kind, found in NUMBERS.items()}}
+
+
+@pytest.fixture
+def extreme_run(hostile_run):
+    rest = endless()
+    records = [json.loads(line) for line in (hostile_run / "rounds.jsonl").read_text().splitlines()]
+    records = [extreme(record, rest, ("format",)) for record in records]
+    for place, record in enumerate(records):
+        record["eval"] = dict.fromkeys(record["eval"], (math.nan, math.inf, 1e308, -1e308)[place % 4])
+    (hostile_run / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    summary = extreme(json.loads((hostile_run / "summary.json").read_text()), rest, ("format",))
+    (hostile_run / "summary.json").write_text(json.dumps(summary))
+    return hostile_run
+
+
+@pytest.fixture
+def extreme_comparison(hostile_comparison):
+    file = hostile_comparison / "results.json"
+    # A unit is one of two, and rows without runs are not shown.
+    results = extreme(json.loads(file.read_text()), endless(), ("unit", "runs", "format"))
+    for place, row in enumerate(results["rows"]):
+        row["label"] = ATTACKS[place % len(ATTACKS)] + str(place)
+    file.write_text(json.dumps(results))
+    return hostile_comparison
 
 
 @pytest.fixture
@@ -61,7 +113,7 @@ def compared(folder, change=lambda results: results):
     results = json.loads(STORED.read_text())
     results["rows"][0]["failed"] = [{"seed": 0, "reason": "out of luck"}]
     (folder / "results.json").write_text(json.dumps(change(results)))
-    (folder / "comparison.toml").write_text(f"name = '{MARKUP if folder.name == FOLDER else 'x'}'")
+    (folder / "comparison.toml").write_text(tomli_w.dumps({"name": MARKUP if folder.name == FOLDER else "x"}))
     return folder
 
 
@@ -166,3 +218,50 @@ def test_the_policy_names_the_pages_scripts_and_no_others(hostile_run, tmp_path)
     assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == ["'none'"]
     # Browsers turn these into line feeds before they hash.
     assert not any("\r" in text for text in scripts)
+
+
+def test_extreme_numbers_are_gaps_in_figures(extreme_run, extreme_comparison, tmp_path):
+    page = report([extreme_run, extreme_comparison], tmp_path / "extreme.html").read_text()
+    figures = [json.loads(figure, parse_constant=pytest.fail) for figure in FIGURE.findall(page)]
+    assert len(figures) >= 8
+
+    def numbers(tree):
+        if isinstance(tree, dict | list):
+            for value in tree.values() if isinstance(tree, dict) else tree:
+                yield from numbers(value)
+        elif isinstance(tree, int | float):
+            yield tree
+
+    assert max(abs(number) for figure in figures for number in numbers(figure)) <= 1e100
+    assert "onerror=&#39;window.pwned" in page or "onerror=\u0027window.pwned" in page
+
+
+def test_files_that_contradict_each_other_are_refused(finished, hostile_comparison, tmp_path):  # noqa: F811
+    lines = [json.loads(line) for line in (finished / "rounds.jsonl").read_text().splitlines()]
+    for change in (
+        lambda lines: lines[2].update(eval={"another": 1.0}),
+        lambda lines: lines[2].update(seconds={}),
+        lambda lines: lines[-1].update(samples={"held": []}),
+        lambda lines: lines[1].update(bytes_up={"left": 10**400}),
+    ):
+        spoilt = json.loads(json.dumps(lines))
+        change(spoilt)
+        (finished / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in spoilt))
+        with pytest.raises(RunFolderError, match="do not fit each other"):
+            report([finished], tmp_path / "x.html")
+    results = json.loads((hostile_comparison / "results.json").read_text())
+    for change in (
+        lambda row: row.update(curves=[]),
+        lambda row: row.update(own=None),
+        lambda row: row["curves"][0].update(own=[1.0]),
+    ):
+        spoilt = json.loads(json.dumps(results))
+        change(spoilt["rows"][0])
+        (hostile_comparison / "results.json").write_text(json.dumps(spoilt))
+        with pytest.raises(RunFolderError, match="do not fit each other"):
+            report([hostile_comparison], tmp_path / "x.html")
+    (hostile_comparison / "results.json").write_text(json.dumps(results))
+    (hostile_comparison / "comparison.toml").write_text("[[")
+    with pytest.raises(RunFolderError, match="comparison.toml: cannot be read as TOML"):
+        report([hostile_comparison], tmp_path / "x.html")
+    assert not (tmp_path / "x.html").exists()

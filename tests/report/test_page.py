@@ -39,7 +39,7 @@ def test_a_run_writes_samples_and_a_page_that_holds_all_of_it(finished):
     for part in ("Quality", "Bytes", "Time", "Sparsity of the uplink", "Rounds", "Answers before and after", "Adapter"):
         assert f"<h3>{part}" in page
     assert last.digest[:12] in page
-    assert f"fedsrd run {finished}/recipe.toml" in page
+    assert f"fedsrd run {finished.name}/recipe.toml" in page
 
 
 def test_nothing_of_anybodys_becomes_markup(finished):

@@ -1,12 +1,13 @@
 """The adapter's card: what a hub reads of it, what people read, and what must not stand in it."""
 
 import pytest
+from hub import cached
 from huggingface_hub import ModelCard
 from watching import Watch
 
 from fedsrd import recipe as recipes
 from fedsrd.federation import local, setup
-from fedsrd.runs.card import card
+from fedsrd.runs.card import card, public_names
 from fedsrd.runs.folder import RunFolder
 from fedsrd.runs.records import Quality, Summary
 
@@ -54,18 +55,23 @@ def test_personal_adapters_have_one_each(tiny_recipe, tmp_path):
     assert [(adapter / "README.md").is_file() for adapter in folder.adapters()] == [True, True]
 
 
-def test_public_names_are_named(tiny_recipe):
+def test_public_names_are_named(tiny_recipe, tmp_path, monkeypatch):
+    cached(monkeypatch, tmp_path / "hub", "models--meta-llama--Llama-3.2-3B", "datasets--openai--gsm8k")
     tree = {**tiny_recipe, "model": {"id": "meta-llama/Llama-3.2-3B", "license": "llama3.2"}}
     tree["clients"] = [
         {"name": "math", "data": {"source": "openai/gsm8k:main"}},
         {"name": "code", "data": {"source": "embedded:code"}},
         {"name": "ward"},
+        {"name": "clinic", "data": {"source": "data/ward"}},
     ]
     found = ModelCard(card(recipes.parse(tree), SUMMARY))
     assert found.data.base_model == "meta-llama/Llama-3.2-3B"
     assert found.data.license == "llama3.2"
     assert found.data.datasets == ["openai/gsm8k"]
     assert "- ward: private data that only its site knows" in found.text
+    # It may be a folder's name as well as an id.
+    assert "- clinic: private data (a local file)" in found.text
+    assert "data/ward" not in found.content
     assert "| code | 2.500 | 2.250 |" in found.text
     assert "1.00 MiB up and 2.00 MiB down" in found.text
     assert "9.0% of sending every parameter" in found.text
@@ -84,3 +90,16 @@ def test_licences(tiny_recipe, model, base, license):
     assert ("Not stated" in found.text) == (license is None)
     assert "secret" not in found.content
     assert "Not measured." in found.text
+
+
+def test_a_card_says_which_names_were_the_hubs(tiny_recipe, tmp_path, monkeypatch):
+    cached(monkeypatch, tmp_path / "hub", "models--org--base", "datasets--openai--gsm8k")
+    tree = {**tiny_recipe, "model": {"id": "org/base"}}
+    tree["clients"] = [{"name": "math", "data": {"source": "openai/gsm8k:main"}}, tiny_recipe["clients"][0]]
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "README.md").write_text(card(recipes.parse(tree), SUMMARY))
+    assert public_names([tmp_path / "good"]) == {"org/base", "openai/gsm8k"}
+    for front in ("", "base_model: [1, {a: b}]\ndatasets: 5", "[", "- a", "a: !!python/object/apply:os.getcwd []"):
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        (tmp_path / "bad" / "README.md").write_text(f"---\n{front}\n---\n")
+        assert public_names([tmp_path / "bad", tmp_path / "none"]) == set()

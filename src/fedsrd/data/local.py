@@ -1,18 +1,19 @@
 """The user's own data: files, folders and Hugging Face data sets. Messages name rows and columns, never contents."""
 
-import json
-import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fedsrd.data.examples import Example
+from fedsrd.data.readers import READERS, Row, check_columns, read_file, reason_of
+from fedsrd.data.rows import Form, UnfitError
 from fedsrd.errors import DataError
-from fedsrd.files import scratch_folder
-from fedsrd.suggest import did_you_mean
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-_ROLES = ("instruction", "input", "response", "messages")
+_BESIDE = ("", ".md", ".txt")
+"""Suffixes of what may lie beside data in a folder: README, LICENSE, notes."""
+_NAMED = 5
+"""Rows in a message."""
 
 
 def load_local(
@@ -23,22 +24,15 @@ def load_local(
     Args:
         source: a path, or a Hugging Face id ("org/name", or "org/name:config").
         split: of a hub data set or a folder that has splits; a file has one part only and this is not looked at.
-        columns: which columns are "instruction", "input" (optional, appended to the instruction), "response"; or
-            "messages" (a list of {"role", "content"}: the last assistant turn is the response). By default their own
-            names.
-        template: the instruction as a format string over columns, such as "{question} {context}".
+        columns: as `rows.Form`.
+        template: as `rows.Form`.
         limit: take the first this many.
 
     Raises:
-        DataError: the source is missing, empty, unreadable, not UTF-8, lacks a column, or has a blank response.
+        DataError: the source is missing, empty, unreadable, not UTF-8, or a row does not fit: it has more or fewer
+            fields than the header, lacks a column, or has no text where text is expected. The message names the row.
     """
-    rows, label = _read(source, split)
-    _check_columns(list(rows.column_names), columns, template, label)
-    if limit is not None:
-        rows = rows.select(range(min(limit, len(rows))))
-    if not len(rows):
-        raise DataError(f"{label} has no examples; expected at least one")
-    return _examples(rows, columns, template, label)
+    return list(islice(_examples(source, split, Form(columns, template)), limit))
 
 
 def check_local(source: str, *, split: str = "train", columns: Mapping[str, str], template: str | None) -> int | None:
@@ -47,186 +41,130 @@ def check_local(source: str, *, split: str = "train", columns: Mapping[str, str]
     Raises:
         DataError: as `load_local`, for paths; a hub data set is looked at when it is loaded.
     """
-    _known_roles(columns, template, source)
+    form = Form(columns, template)
+    form.check(source)
     if _path(source) is None:
         return None
-    return len(load_local(source, split=split, columns=columns, template=template))
+    return sum(1 for _ in _examples(source, split, form))
+
+
+def _examples(source: str, split: str, form: Form) -> Iterator[Example]:
+    form.check(source)
+    unfit: list[Row] = []
+    first = ""
+    for row in _rows(source, split, form):
+        try:
+            example = form.example(row.values)
+        except UnfitError as error:
+            # All of them are looked at, so that they can be mended at once.
+            first = first or f"{row.place}: {error}"
+            unfit.append(row)
+            continue
+        if not unfit:
+            yield example
+    if unfit:
+        raise DataError(f"{first}{_count(unfit)}")
+
+
+def _count(unfit: Sequence[Row]) -> str:
+    if len(unfit) == 1:
+        return ""
+    file, unit = unfit[0].file, unfit[0].unit
+    numbers = ", ".join(str(row.number) for row in unfit[:_NAMED] if row.file == file)
+    return f". {len(unfit)} rows do not fit ({unit}s {numbers}{', ...' if len(unfit) > _NAMED else ''})"
 
 
 def _path(source: str) -> Path | None:
-    path = Path(source).expanduser()
-    looks_local = path.suffix in _BUILDERS or source.startswith(("/", "./", "../", "~", ".\\")) or path.exists()
-    return path if looks_local else None
+    """The place on the disk that a source names; None for a hub data set."""
+    try:
+        path = Path(source).expanduser()
+        local = path.exists() or path.suffix.lower() in READERS or source.startswith(("/", "./", "../", "~", ".\\"))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{source[:300]!r} is no usable path: {reason_of(error)[:300]}") from None
+    return path if local else None
 
 
-def _read(source: str, split: str) -> tuple[Any, str]:
+def _rows(source: str, split: str, form: Form) -> Iterator[Row]:
     path = _path(source)
     if path is None:
-        return _from_hub(source, split), f"data set {source!r}"
-    if not path.exists():
+        yield from _of_table(_from_hub(source, split), form, f"data set {source!r}")
+    elif not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    if path.is_dir():
-        return _from_folder(path, split), str(path)
-    return _from_file(path), str(path)
+    elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        yield from _of_table(_from_disk(path, split), form, str(path))
+    else:
+        for file in _files(path):
+            yield from read_file(file, form.needed, form.optional)
 
 
-def _from_file(path: Path) -> Any:
-    if path.suffix not in _BUILDERS:
-        raise DataError(f"{path}: expected a file ending in {', '.join(_BUILDERS)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; expected at least one example")
-    if path.suffix != ".parquet":
-        _check_text(path)
-    return _load(_BUILDERS[path.suffix], f"{path}", data_files=str(path), split="train")
-
-
-def _from_folder(path: Path, split: str) -> Any:
-    from datasets import Dataset, DatasetDict, load_from_disk
-
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        try:
-            found = load_from_disk(str(path))
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{path}: not a readable save_to_disk folder: {_reason(error)}") from None
-        if isinstance(found, Dataset):
-            return found
-        assert isinstance(found, DatasetDict)
-        if split not in found:
-            raise DataError(f"{path} has no split {split!r}; it has {', '.join(found)}")
-        return found[split]
-    files = sorted(file for file in path.iterdir() if file.suffix in _BUILDERS)
-    suffixes = {file.suffix for file in files}
-    if len(suffixes) != 1:
-        kinds = ", ".join(sorted(suffixes)) or "none"
-        raise DataError(f"{path}: expected files of one kind ({', '.join(_BUILDERS)}); found {kinds}")
+def _files(path: Path) -> list[Path]:
+    """A file, or those of a folder by name. What would be passed over without a word is an error."""
+    if not path.is_dir():
+        if path.suffix.lower() not in READERS:
+            raise DataError(f"{path}: expected a file ending in {', '.join(READERS)}{_unpack(path)}")
+        return [path]
+    try:
+        shown = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    files = [file for file in shown if file.is_dir() or file.suffix.lower() not in _BESIDE]
     for file in files:
-        if file.suffix != ".parquet":
-            _check_text(file)
-    return _load(_BUILDERS[suffixes.pop()], str(path), data_files=[str(file) for file in files], split="train")
+        if file.is_dir():
+            raise DataError(f"{file} is a folder in a folder of data; name the one that holds the files")
+        if file.suffix.lower() not in READERS:
+            raise DataError(
+                f"{file}: cannot be read, and would be left out; expected files ending in {', '.join(READERS)} in a "
+                f"folder of data, and nothing else but notes (.md, .txt){_unpack(file)}"
+            )
+    kinds = sorted({file.suffix.lower() for file in files})
+    if len(kinds) != 1:
+        raise DataError(
+            f"{path}: expected files of one kind ({', '.join(READERS)}); found {', '.join(kinds) or 'none'}"
+        )
+    return files
+
+
+def _unpack(path: Path) -> str:
+    return "; unpack it first" if path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst", ".zip") else ""
+
+
+def _of_table(table: Any, form: Form, label: str) -> Iterator[Row]:
+    """The rows of a `datasets` table."""
+    existing = list(table.column_names)
+    check_columns(label, form.needed, existing)
+    if not len(table):
+        raise DataError(f"{label} has no examples; expected at least one")
+    # Whatever was set when it was saved: plain values, not tensors.
+    plain = table.with_format(None).select_columns(
+        [name for name in existing if name in (*form.needed, *form.optional)]
+    )
+    for number, values in enumerate(plain, 1):
+        yield Row(values, label, "row", number)
+
+
+def _from_disk(path: Path, split: str) -> Any:
+    from datasets import Dataset, load_from_disk
+
+    try:
+        found = load_from_disk(str(path))
+    except Exception as error:  # whatever a damaged folder makes of a library that expects its own
+        raise DataError(f"{path}: not a readable save_to_disk folder: {reason_of(error)}") from None
+    if isinstance(found, Dataset):
+        return found
+    if split not in found:
+        raise DataError(f"{path} has no split {split!r}; it has {', '.join(found)}")
+    return found[split]
 
 
 def _from_hub(source: str, split: str) -> Any:
-    name, _, config = source.partition(":")
-    return _load(name, f"data set {source!r}", config or None, split=split)
-
-
-def _load(builder: str, label: str, config: str | None = None, **options: Any) -> Any:
     import datasets
 
+    name, _, config = source.partition(":")
     datasets.disable_progress_bars()
     try:
-        if "data_files" not in options:
-            return datasets.load_dataset(builder, config, **options)
-        # `datasets` converts files into a cache; of private data no copy may stay behind.
-        with scratch_folder() as scratch:
-            return datasets.load_dataset(builder, config, cache_dir=str(scratch), keep_in_memory=True, **options)
+        return datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        hub = "data_files" not in options
-        advice = "; check the id, its config and split, and the network, or name a local file" if hub else ""
-        raise DataError(f"{label} cannot be loaded: {_reason(error)}{advice}") from None
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def _check_text(path: Path) -> None:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path} is not UTF-8: line {number}, byte {error.start + 1}; save it as UTF-8"
-                ) from None
-            if path.suffix == ".jsonl" and text.strip():
-                _check_json(path, number, text)
-
-
-def _check_json(path: Path, number: int, text: str) -> None:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: line {number} is not JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{path}: line {number} is not a JSON object ({{...}})")
-
-
-def _known_roles(columns: Mapping[str, str], template: str | None, label: str) -> None:
-    for role in columns:
-        if role not in _ROLES:
-            raise DataError(f"{label}: columns.{role}: expected one of {', '.join(_ROLES)}")
-    if template is not None:
-        _fields(template, label)
-
-
-def _fields(template: str, label: str) -> list[str]:
-    try:
-        found = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
-    except ValueError as error:
-        raise DataError(f"{label}: template {template!r}: {error}") from None
-    if not found or not all(field.isidentifier() for field in found):
-        raise DataError(f'{label}: template {template!r}: expected column names in braces, such as "{{question}}"')
-    return found
-
-
-def _check_columns(existing: list[str], columns: Mapping[str, str], template: str | None, label: str) -> None:
-    _known_roles(columns, template, label)
-    if "messages" in columns:
-        wanted = [columns["messages"]]
-    else:
-        wanted = _fields(template, label) if template else [columns.get("instruction", "instruction")]
-        wanted.append(columns.get("response", "response"))
-        if "input" in columns:
-            wanted.append(columns["input"])
-    for column in wanted:
-        if column not in existing:
-            hint = did_you_mean(column, existing, " (did you mean {!r}?)")
-            raise DataError(
-                f"{label} has no column {column!r}{hint}; it has {', '.join(existing)}. "
-                'Name columns with columns = {instruction = "...", response = "..."}'
-            )
-
-
-def _examples(rows: Iterable[Any], columns: Mapping[str, str], template: str | None, label: str) -> list[Example]:
-    found, bad = [], []
-    for number, row in enumerate(rows, 1):
-        example = _from_messages(row[columns["messages"]]) if "messages" in columns else _plain(row, columns, template)
-        if example is None:
-            bad.append(number)
-        else:
-            found.append(example)
-    if bad:
-        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise DataError(f"{label}: {len(bad)} rows have no text as instruction or response (rows {shown}); mend them")
-    return found
-
-
-def _plain(row: Mapping[str, Any], columns: Mapping[str, str], template: str | None) -> Example | None:
-    response = row[columns.get("response", "response")]
-    if template:
-        instruction = template.format(**{key: "" if value is None else value for key, value in row.items()})
-    else:
-        instruction = row[columns.get("instruction", "instruction")]
-    more = row.get(columns.get("input", "input"))
-    if not _is_text(response) or not _is_text(instruction):
-        return None
-    return Example(f"{instruction}\n\n{more}" if _is_text(more) and not template else instruction, response)
-
-
-def _from_messages(turns: Any) -> Example | None:
-    if not isinstance(turns, list) or not all(
-        isinstance(turn, dict) and _is_text(turn.get("content")) for turn in turns
-    ):
-        return None
-    last = max((i for i, turn in enumerate(turns) if turn.get("role") == "assistant"), default=0)
-    if last == 0:
-        return None
-    before = turns[:last]
-    text = before[0]["content"] if last == 1 else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in before)
-    return Example(text, turns[last]["content"])
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+        raise DataError(
+            f"data set {source!r} cannot be loaded: {reason_of(error)}; check the id, its config and split, and the "
+            "network, or name a local file"
+        ) from None

@@ -1,5 +1,6 @@
 """Benchmarks read from local files: found, and their columns checked, before anything is loaded."""
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ class Files:
 
     def override(self) -> dict[str, Any]:
         """The keys of lm-eval's task configuration that read them."""
-        files = {"test": str(self.test)} | ({"train": str(self.train)} if self.train else {})
+        # `datasets` takes names for patterns; these are files.
+        files = {"test": glob.escape(str(self.test))} | ({"train": glob.escape(str(self.train))} if self.train else {})
         return {
             "dataset_path": _READERS[self.test.suffix],
             "dataset_name": None,
@@ -110,7 +112,7 @@ def _check(benchmark: Benchmark, file: Path) -> None:
     if reader is None:
         raise EvaluationError(f"{file}: expected a file that ends in {', '.join(_READERS)}")
     try:
-        rows = load_dataset(reader, data_files=str(file), split="train", streaming=True)
+        rows = load_dataset(reader, data_files=glob.escape(str(file)), split="train", streaming=True)
         first = next(iter(rows), None)
     except Exception as error:  # every reader has its own kinds of errors
         raise EvaluationError(f"{file}: cannot be read as {reader}: {_first_line(error)}") from None

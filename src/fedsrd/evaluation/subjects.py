@@ -112,12 +112,22 @@ def _of_run(path: Path) -> list[Subject]:
 
 
 def _of_adapter(path: Path) -> Subject:
+    whole = path.resolve()
+    name = whole.parent.name if whole.name == "adapter" else whole.name
     try:
         config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
         base, revision = config["base_model_name_or_path"], config.get("revision")
     except (ValueError, KeyError, TypeError, OSError):
-        base = None
-    if not base:
-        raise EvaluationError(f"{path}/adapter_config.json: names no base_model_name_or_path; expected a PEFT adapter")
-    name = path.resolve().name
-    return Subject(path.resolve().parent.name if name == "adapter" else name, base, revision, path.resolve())
+        raise EvaluationError(f"{path}/adapter_config.json: not as PEFT writes it; expected an adapter") from None
+    if isinstance(base, str) and base:
+        return Subject(name, base, revision, whole)
+    # A local base model is named by the run's recipe alone, which stays at home.
+    for run in (whole.parent, whole.parent.parent):
+        if (run / "recipe.toml").is_file():
+            for found in _of_run(run):
+                if found.adapter == whole:
+                    return Subject(name, found.model, found.revision, whole)
+    raise EvaluationError(
+        f"{path}/adapter_config.json: names no base_model_name_or_path, as the base model was a folder; write that "
+        "folder's path there, or name the run's folder"
+    )

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from fedsrd.errors import RecipeError
 from fedsrd.means import domain_means, mean
+from fedsrd.places import shown
 from fedsrd.recipe import Recipe
 from fedsrd.runs.records import RoundRecord
 
@@ -139,14 +140,16 @@ class _Guard:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested table as one of dotted keys and plain values. Clients' data stay out: where they lie is nobody's
-    business.
+    """A nested table as one of dotted keys and plain values. Clients' data stay out, and a model's folder: where they
+    lie is nobody's business.
     """
     found: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if name == "clients":
             found[name] = ", ".join(client["name"] for client in value)
+        elif name == "model.id":
+            found[name] = shown(value, "model")
         elif isinstance(value, dict):
             found |= _flat(value, f"{name}.")
         elif not isinstance(value, list):

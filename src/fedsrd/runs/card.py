@@ -1,9 +1,10 @@
 """The model card of an adapter: what it was trained on, how, at what cost and with what result; README.md for a hub."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from fedsrd import __version__
-from fedsrd.files import looks_local
+from fedsrd.places import is_public, shown
 from fedsrd.recipe import DataSection, Recipe
 from fedsrd.runs.records import Summary
 
@@ -14,7 +15,8 @@ _EMBEDDED = {"embedded:smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "a
 def card(recipe: Recipe, summary: Summary) -> str:
     """The card as Markdown with a hub's front matter.
 
-    Names no place on anybody's disk: data that is no public or embedded set is called private.
+    Names no place on anybody's disk: data that is not surely a public or embedded set (`places.is_public`) is called
+    private.
 
     Args:
         recipe: of the run.
@@ -22,7 +24,9 @@ def card(recipe: Recipe, summary: Summary) -> str:
     """
     from huggingface_hub import ModelCardData
 
-    base, licence = _EMBEDDED.get(recipe.model.id, (None if _is_path(recipe.model.id) else recipe.model.id, None))
+    base, licence = _EMBEDDED.get(
+        recipe.model.id, (recipe.model.id if is_public(recipe.model.id, "model") else None, None)
+    )
     licence = recipe.model.license or licence
     public = [name for name in dict.fromkeys(_sources(recipe)) if not name.startswith("embedded:")]
     data = ModelCardData(
@@ -46,6 +50,23 @@ def card(recipe: Recipe, summary: Summary) -> str:
         "## Licence\n\n" + _licence(base, licence),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def public_names(adapters: Iterable[Path]) -> set[str]:
+    """Ids of the hub that the adapters' cards name: whoever wrote them had loaded these. A card that is damaged or not
+    there names none.
+    """
+    from huggingface_hub import ModelCard
+
+    found: set[str] = set()
+    for adapter in adapters:
+        try:
+            data = ModelCard.load(adapter / "README.md", ignore_metadata_errors=True).data
+        except Exception:  # YAML of somebody's, read by a library: whatever is wrong with it, it names nothing
+            continue
+        for names in (data.get("base_model"), data.get("datasets")):
+            found |= {name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)}
+    return found
 
 
 def _opening(recipe: Recipe, summary: Summary, base: str | None) -> str:
@@ -134,16 +155,10 @@ def _licence(base: str | None, licence: str | None) -> str:
 
 
 def _sources(recipe: Recipe) -> list[str]:
-    return [section.source for client in recipe.clients for section in client.sections if not _is_path(section.source)]
+    sections = [section for client in recipe.clients for section in client.sections]
+    return [section.source for section in sections if is_public(section.source, "dataset")]
 
 
 def _name(section: DataSection) -> str:
-    return "private data (a local file)" if _is_path(section.source) else f"`{section.source}`"
-
-
-def _is_path(source: str) -> bool:
-    """Whether a model or data set is a place on a disk; its name is nobody's business."""
-    if source.startswith("embedded:"):
-        return False
-    file = Path(source).suffix in (".json", ".jsonl", ".csv", ".parquet")
-    return file or looks_local(source) or "/" not in source or Path(source).exists()
+    found = shown(section.source, "dataset")
+    return f"`{found}`" if found == section.source else found

@@ -12,7 +12,7 @@ from fedsrd.core.lora import FACTORS, LoraModule
 from fedsrd.core.tensors import BaseDelta, Tensors, TensorTable, aligned
 from fedsrd.errors import ModelError
 from fedsrd.packages import Say, silent
-from fedsrd.training import embedded
+from fedsrd.places import is_public
 from fedsrd.training.loading import empty_model, load_base
 from fedsrd.training.options import BaseOptions
 from fedsrd.training.quiet import quiet_libraries
@@ -166,6 +166,9 @@ class AdaptedModel:
 def adapter_config(lora: Any, model_id: str, revision: str | None, ranks: Mapping[str, int] | None = None) -> str:
     """PEFT's adapter_config.json for `lora` on a base model, as text.
 
+    It names the base model only where that is public (`places.is_public`): the folder is made to be given away, and a
+    path says nothing to others but how somebody's disk looks. PEFT needs no name to put an adapter on a given model.
+
     Args:
         lora: as `lora_config` makes it.
         model_id: the base model.
@@ -176,7 +179,12 @@ def adapter_config(lora: Any, model_id: str, revision: str | None, ranks: Mappin
     if ranks:
         scale = lora.lora_alpha / lora.r
         found.update(rank_pattern=dict(ranks), alpha_pattern={name: rank * scale for name, rank in ranks.items()})
-    found.update(base_model_name_or_path=embedded.resolve(model_id), revision=revision, inference_mode=True)
+    public = is_public(model_id, "model")
+    found.update(
+        base_model_name_or_path=model_id if public else None,
+        revision=revision if public else None,
+        inference_mode=True,
+    )
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in found.items()}
     return json.dumps(plain, indent=2, sort_keys=True, default=str)
 

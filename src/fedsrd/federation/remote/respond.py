@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 from fedsrd import plugins
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import TensorTable
-from fedsrd.errors import FederationError, PayloadError
+from fedsrd.errors import FederationError, FedSRDError, PayloadError
 from fedsrd.federation.client import NOTHING, Client, Trained, Trainer
 from fedsrd.federation.messages import Failure, TrainTask
 from fedsrd.federation.remote import header
@@ -17,6 +17,7 @@ from fedsrd.federation.remote.replica import Replica
 from fedsrd.federation.remote.site import Site, site_of
 from fedsrd.federation.setup import method_of
 from fedsrd.federation.transition import FederationConfig
+from fedsrd.places import without_folders
 
 Order = TypeVar("Order", header.Train, header.Evaluate, header.Finalize)
 Metrics = Mapping[str, Any]
@@ -63,7 +64,8 @@ def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRunti
 
     Raises:
         PayloadError: the message is not one of ours, or damaged.
-        FedSRDError: the site's settings or data are wrong; the server is told, and goes on without this client.
+        FedSRDError: the site's settings, data or disk are wrong; the server is told, without the folders of paths, and
+            goes on without this client.
     """
     if (module := settings.get("import")) is not None:
         plugins.load(str(module))
@@ -76,7 +78,13 @@ def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRunti
     kind = header.kind_of(message)
     if kind not in handlers:
         raise PayloadError(f"a message of kind {kind!r}: expected one of {', '.join(handlers)}")
-    return handlers[kind](message, settings, runtime)
+    try:
+        return handlers[kind](message, settings, runtime)
+    except FedSRDError as error:
+        # What is raised goes to the server; this site's own log has the cause, with all paths.
+        raise type(error)(without_folders(str(error), [str(settings.get("data", ""))])) from error
+    except OSError as error:
+        raise FederationError(f"the site's disk: {error.strerror or type(error).__name__}") from error
 
 
 def _hello(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
@@ -105,9 +113,9 @@ def _train(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntim
             replica.save(client)
     if isinstance(answer, Failure):
         log.write("failure", round=order.round, reason=answer.reason)
-        said = header.TrainReply(
-            name=site.name, round=order.round, held=client.version, failure=answer.reason, lost=answer.lost
-        )
+        # The server is told what is wrong, not how this site's disk looks.
+        told = without_folders(answer.reason, [section.source for section in site.data])
+        said = header.TrainReply(name=site.name, round=order.round, held=client.version, failure=told, lost=answer.lost)
         return Reply(header.pack(said))
     log.write("update", round=order.round, bytes=len(answer.payload), loss=answer.loss, seconds=answer.seconds)
     said = header.TrainReply(

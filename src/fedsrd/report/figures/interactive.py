@@ -11,12 +11,20 @@ Plotly = dict[str, Any]
 """What plotly.js draws: "data" and "layout"."""
 COLOURS = ("#d1495b", "#2f7fc1", "#2a9d6f", "#c77d0a", "#8a63c9", "#0f9b9d", "#a5694f", "#c2559a", "#6b8e23", "#7b8794")
 QUIET = "#7b8794"
+LARGEST = 1e100
+"""What is drawn. plotly.js adds, multiplies and spreads axes, and must not overflow at that."""
 
 
 def draw(figure: Chart | Heat) -> Plotly:
-    """The "data" and "layout" of plotly.js. `references` are left out: the page's tables have them."""
-    if isinstance(figure, Heat):
-        return _heat(figure)
+    """The "data" and "layout" of plotly.js. `references` are left out: the page's tables have them.
+
+    What is no finite number, or is too large for plotly.js to compute with, is a gap.
+    """
+    found: Plotly = _with_gaps(_heat(figure) if isinstance(figure, Heat) else _chart(figure))
+    return found
+
+
+def _chart(figure: Chart) -> Plotly:
     traces = {"points": _points, "lines": _lines, "bars": _bars}[figure.kind](figure)
     layout = _layout(figure.x, figure.y)
     if figure.kind == "points":
@@ -28,11 +36,25 @@ def draw(figure: Chart | Heat) -> Plotly:
             layout["margin"]["b"] = 90
             layout["legend"]["y"] = -0.35
     if figure.x.whole:
-        last = max((float(place) for series in figure.series for place in series.x), default=1)
+        places = [float(place) for series in figure.series for place in series.x]
+        last = max((place for place in places if _can_be_drawn(place)), default=1.0)
         layout["xaxis"] |= {"dtick": max(1, round(last / 10)), "tick0": 0}
     for level in figure.levels:
-        _across(layout, level, figure.y)
+        if _can_be_drawn(level.value, figure.y.log):
+            _across(layout, level, figure.y)
     return {"data": traces, "layout": layout}
+
+
+def _can_be_drawn(value: float, log: bool = False) -> bool:
+    return abs(value) <= LARGEST and (value > 0 or not log)
+
+
+def _with_gaps(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _with_gaps(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_with_gaps(value) for value in tree]
+    return None if isinstance(tree, int | float) and not _can_be_drawn(tree) else tree
 
 
 def plain(text: object) -> str:
@@ -106,7 +128,9 @@ def _bars(figure: Chart) -> list[Plotly]:
 def _points(figure: Chart) -> list[Plotly]:
     """Names that would lie on others show on hover only."""
     places = [(float(series.x[0]), series.y[0] or 0.0) for series in figure.series]
-    shown = _apart([(math.log10(across) if figure.x.log else across, height) for across, height in places])
+    drawn = [n for n, (x, y) in enumerate(places) if _can_be_drawn(x, figure.x.log) and _can_be_drawn(y)]
+    apart = _apart([(math.log10(places[n][0]) if figure.x.log else places[n][0], places[n][1]) for n in drawn])
+    shown = {n for n, free in zip(drawn, apart, strict=True) if free}
     x, y = (plain(axis.short or axis.title) for axis in (figure.x, figure.y))
     return [
         _trace(
@@ -114,7 +138,7 @@ def _points(figure: Chart) -> list[Plotly]:
             type="scatter",
             mode="markers+text",
             error_y={"type": "data", "array": list(series.error or ()), "thickness": 1, "width": 3},
-            text=[plain(series.name) if shown[place] else ""],
+            text=[plain(series.name) if place in shown else ""],
             textposition="top center",
             textfont={"size": 10},
             marker={"size": 10, "color": COLOURS[place % len(COLOURS)]},
@@ -149,7 +173,8 @@ def _heat(figure: Heat) -> Plotly:
         "hovertemplate": f"{x} %{{x}}, {y} %{{y}}: %{{z:.2f}} %<extra></extra>",
     }
     if figure.diverging:
-        most = max(abs(value) for row in figure.values for value in row if value is not None)
+        values = [abs(value) for row in figure.values for value in row if value is not None]
+        most = max((value for value in values if _can_be_drawn(value)), default=1.0)
         trace |= {"colorscale": "RdBu", "zmin": -most, "zmax": most}
     layout = _layout(figure.x, figure.y)
     layout["margin"]["r"] = 4

@@ -25,6 +25,7 @@ def draw(results: Record, folder: Path) -> list[Path]:
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
+    results = _literal(results)
     rows = ordered(results)
     # A row's colour follows from the recipe, not from how well it did.
     labels = [row["label"] for row in results["rows"]]
@@ -63,6 +64,15 @@ def draw(results: Record, folder: Path) -> list[Path]:
                 written.append(file)
             pyplot.close(figure)
     return written
+
+
+def _literal(tree: Any) -> Any:
+    """The tree with every name as it is to be shown: between two dollar signs matplotlib reads formulas."""
+    if isinstance(tree, dict):
+        return {_literal(key): _literal(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_literal(value) for value in tree]
+    return tree.replace("$", r"\$") if isinstance(tree, str) else tree
 
 
 def _pareto(pyplot: Any, chart: Chart, colours: dict[str, str]) -> Any:

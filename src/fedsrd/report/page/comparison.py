@@ -1,17 +1,22 @@
 """A comparison's part of the report, from its results.json."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from markupsafe import Markup
 
+from fedsrd.errors import RunFolderError
 from fedsrd.report import comparison as tables
 from fedsrd.report.figures import comparison as figures
 from fedsrd.report.figures.interactive import draw
+from fedsrd.report.page.places import folder_name, texts_without_folders, without_places
 from fedsrd.report.page.render import Plot, Table, render
 from fedsrd.runs.results import read_results
 
 Record = dict[str, Any]
+RECIPE = "comparison.toml"
 
 
 def read(path: Path) -> Record:
@@ -21,9 +26,8 @@ def read(path: Path) -> Record:
 
 def sections(path: Path, prefix: str) -> tuple[str, Markup]:
     """Title and HTML of a comparison. `prefix` makes the names of its figures unique in the page."""
-    results = read(path)
+    results = texts_without_folders(read(path))
     rows = tables.ordered(results)
-    recipe = path / "comparison.toml"
     body = render(
         "comparison",
         methods=len(rows),
@@ -34,11 +38,23 @@ def sections(path: Path, prefix: str) -> tuple[str, Markup]:
         costs_table=Table(*tables.cost_rows(results)),
         sparsity=_sparsity(rows, prefix),
         failed=_failed(results),
-        command=f"fedsrd compare {recipe} --out NEW-FOLDER",
+        command=f"fedsrd compare {folder_name(path)}/{RECIPE} --out NEW-FOLDER",
         versions=Table(["what", "version"], list(results.get("environment", {}).items())),
-        recipe_text=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        recipe_text=_recipe(path / RECIPE),
     )
     return results["name"], body
+
+
+def _recipe(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    try:
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(
+            f"{file}: cannot be read as TOML: {error}; put a copy in its place, or remove it"
+        ) from None
+    return tomli_w.dumps(without_places(tree, ()))
 
 
 def _plots(rows: list[Record], prefix: str) -> dict[str, Plot | None]:

@@ -5,7 +5,6 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -46,13 +45,13 @@ class Section:
 
     Attributes:
         id: of its element, unique in the page.
-        path: its folder.
+        name: of its folder.
         title: its name.
         body: rendered HTML.
     """
 
     id: str
-    path: Path
+    name: str
     title: str
     body: Markup
 

@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from markupsafe import Markup
 
 from fedsrd.errors import RunFolderError
 from fedsrd.evaluation import embedded, scores
 from fedsrd.means import mean
+from fedsrd.places import shown, without_folders
 from fedsrd.recipe import Recipe
 from fedsrd.report import terminal
 from fedsrd.report.figures.figure import MIB, Axis, Chart, Heat, Level, Series, by_number
 from fedsrd.report.figures.interactive import draw
+from fedsrd.report.page.places import folder_name, without_places
 from fedsrd.report.page.render import Plot, Table, render
+from fedsrd.runs.card import public_names
 from fedsrd.runs.folder import RunFolder
 from fedsrd.runs.records import RoundRecord, Summary
 
@@ -37,10 +41,13 @@ def sections(path: Path, prefix: str) -> tuple[str, Markup]:
     """Title and HTML of a run. `prefix` makes the names of its figures unique in the page."""
     recipe, records, summary = read(path)
     rounds = records[1:]
-    adapters = RunFolder(path).adapters()
+    name, found = folder_name(path), RunFolder(path).adapters()
+    adapters = [f"{name}/{adapter.relative_to(path).as_posix()}" for adapter in found]
+    public = public_names(found)
     body = render(
         "run",
         recipe=recipe,
+        model=shown(recipe.model.id, "model", public),
         summary=summary,
         cards=_cards(summary),
         **_plots(records, summary, prefix),
@@ -55,13 +62,13 @@ def sections(path: Path, prefix: str) -> tuple[str, Markup]:
         quality_table=_quality_table(summary),
         benchmarks=_benchmarks(summary),
         bytes_table=_bytes_table(summary),
-        rounds=_rounds(rounds),
+        rounds=_rounds(rounds, [recipe.model.id, *_sources(recipe), str(path)]),
         samples=_samples(records),
         adapters=adapters,
         load_adapter=_load_adapter(adapters[0]) if adapters else "",
-        command=f"fedsrd run {path}/recipe.toml --out NEW-FOLDER",
+        command=f"fedsrd run {name}/recipe.toml --out NEW-FOLDER",
         versions=Table(["what", "version"], list(recipe.environment.items())),
-        recipe_text=(path / "recipe.toml").read_text(encoding="utf-8"),
+        recipe_text=tomli_w.dumps(without_places(recipe.resolved() | {"environment": recipe.environment}, public)),
     )
     return recipe.name, body
 
@@ -198,10 +205,15 @@ def _share(record: RoundRecord, key: str) -> float | None:
     return None if value is None else 100 * value
 
 
-def _rounds(rounds: Sequence[RoundRecord]) -> Table:
+def _sources(recipe: Recipe) -> list[str]:
+    sections = [section for client in recipe.clients for section in client.sections]
+    return [section.source for section in [*sections, *(entry.data for entry in recipe.evaluation.sets)]]
+
+
+def _rounds(rounds: Sequence[RoundRecord], places: Sequence[str]) -> Table:
     rows = []
     for record in rounds:
-        out = "; ".join(f"{name}: {reason}" for name, reason in record.rejected.items())
+        out = "; ".join(f"{name}: {without_folders(reason, places)}" for name, reason in record.rejected.items())
         cells = [
             str(record.round),
             str(len(record.bytes_up)),
@@ -231,7 +243,7 @@ def _samples(records: Sequence[RoundRecord]) -> list[dict[str, Any]]:
     ]
 
 
-def _load_adapter(adapter: Path) -> str:
+def _load_adapter(adapter: str) -> str:
     return (
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'base = AutoModelForCausalLM.from_pretrained("BASE")\nmodel = PeftModel.from_pretrained(base, "{adapter}")'

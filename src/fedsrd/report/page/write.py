@@ -1,6 +1,7 @@
 """Puts the page together and writes it."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fedsrd.files import write_atomically
 from fedsrd.report.figures.figure import MIB, Axis, Chart, Series
 from fedsrd.report.figures.interactive import draw
 from fedsrd.report.page import comparison, run
+from fedsrd.report.page.places import folder_name
 from fedsrd.report.page.render import Plot, Section, Table, render, script
 
 
@@ -47,13 +49,25 @@ def report(paths: Sequence[Path], file: Path) -> Path:
 
 
 def _section(path: Path, prefix: str) -> Section:
-    if (path / "results.json").is_file():
-        return Section(prefix, path, *comparison.sections(path, prefix))
-    if (path / "recipe.toml").is_file():
-        return Section(prefix, path, *run.sections(path, prefix))
+    for file, kind in (("results.json", comparison), ("recipe.toml", run)):
+        if (path / file).is_file():
+            with _fitting(path):
+                return Section(prefix, folder_name(path), *kind.sections(path, prefix))
     raise RunFolderError(
         f"{path}: neither a run (recipe.toml) nor a comparison (results.json); expected the folder of one"
     )
+
+
+@contextlib.contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Each file was checked on its own; that they fit each other, only drawing them shows."""
+    try:
+        yield
+    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
+        raise RunFolderError(
+            f"{path}: its files are each as fedsrd writes them, but do not fit each other ({type(error).__name__}: "
+            f"{str(error)[:100]}); put copies in their places, or run again into a new folder"
+        ) from error
 
 
 def _overview(paths: Sequence[Path]) -> tuple[Table, Plot | None]:
@@ -61,11 +75,12 @@ def _overview(paths: Sequence[Path]) -> tuple[Table, Plot | None]:
     points, rows = [], []
     for path in paths:
         recipe, _, summary = run.read(path)
+        name = folder_name(path)
         whole = (summary.bytes_up + summary.bytes_down) / MIB
         quality = summary.final.in_domain if summary.final else None
         if quality is not None and whole:
-            points.append(Series(path.name, [whole], [quality], error=[0.0]))
-        cells = [path.name, recipe.method["name"], str(recipe.seed), str(summary.rounds), f"{whole:.2f}"]
+            points.append(Series(name, [whole], [quality], error=[0.0]))
+        cells = [name, recipe.method["name"], str(recipe.seed), str(summary.rounds), f"{whole:.2f}"]
         rows.append([*cells, "-" if quality is None else f"{quality:.3f}"])
     table = Table(["run", "method", "seed", "rounds", "MiB", "in-domain NLL"], rows)
     if not points:

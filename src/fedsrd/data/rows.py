@@ -1,0 +1,137 @@
+"""How a row becomes an example: which columns, which template, which turn of a conversation. Never by guessing."""
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedsrd.data.examples import Example
+from fedsrd.errors import DataError
+
+ROLES = ("instruction", "input", "response", "messages")
+
+
+class UnfitError(Exception):
+    """Why a row is no example. Names columns, never contents."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a data set's rows look like.
+
+    Attributes:
+        columns: which columns are "instruction", "input" (appended to the instruction, may be blank) and "response"; or
+            "messages" (a list of {"role", "content"}: the last assistant turn is the response). By default their own
+            names.
+        template: the instruction as text with columns in braces, such as "{question} {context}".
+    """
+
+    columns: Mapping[str, str]
+    template: str | None = None
+
+    def check(self, label: str) -> None:
+        """Raises DataError, naming `label`, for a role that is unknown, two that exclude each other, or a template that
+        is more than column names in braces.
+        """
+        for role in self.columns:
+            if role not in ROLES:
+                raise DataError(f"{label}: columns.{role}: expected one of {', '.join(ROLES)}")
+        if "messages" in self.columns and (len(self.columns) > 1 or self.template is not None):
+            raise DataError(f"{label}: columns.messages says all: leave other columns and the template out")
+        if self.template is not None:
+            for role in ("instruction", "input"):
+                if role in self.columns:
+                    raise DataError(f"{label}: columns.{role} beside a template; name the column in the template")
+            parts = self._parts(label)
+            # The plainest form only: nothing that reaches into a value or computes on it.
+            if not any(field for _, field in parts) or not all(f is None or f.isidentifier() for _, f in parts):
+                raise DataError(
+                    f'{label}: template {self.template!r}: expected column names in braces, such as "{{question}}"'
+                )
+
+    @property
+    def needed(self) -> list[str]:
+        """Columns that every row must have."""
+        if "messages" in self.columns:
+            return [self.columns["messages"]]
+        if self.template is None:
+            asked = [self._column("instruction")]
+        else:
+            asked = [field for _, field in self._parts("") if field is not None]
+        also = [self.columns["input"]] if "input" in self.columns else []
+        return list(dict.fromkeys([*asked, self._column("response"), *also]))
+
+    @property
+    def optional(self) -> list[str]:
+        """Columns that are taken where they are there."""
+        return [] if "messages" in self.columns or self.template is not None else [self._column("input")]
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """A row that has the needed columns as an example.
+
+        Raises:
+            UnfitError: instruction or response is null, blank or no text, or the conversation has no answer.
+        """
+        if "messages" in self.columns:
+            return _of_messages(row[self.columns["messages"]], self.columns["messages"])
+        response = _text(row[self._column("response")], self._column("response"))
+        if self.template is not None:
+            parts = self._parts("")
+            whole = "".join(text + ("" if name is None else _filled(row[name], name)) for text, name in parts)
+            return Example(_text(whole, "the filled template"), response)
+        instruction = _text(row[self._column("instruction")], self._column("instruction"))
+        more = row.get(self._column("input"))
+        if more is None or (isinstance(more, str) and not more.strip()):
+            return Example(instruction, response)
+        return Example(f"{instruction}\n\n{_text(more, self._column('input'))}", response)
+
+    def _column(self, role: str) -> str:
+        return self.columns.get(role, role)
+
+    def _parts(self, label: str) -> list[tuple[str, str | None]]:
+        """The template as texts, each with the column that follows it."""
+        try:
+            parts = list(string.Formatter().parse(self.template or ""))
+        except ValueError as error:
+            raise DataError(f"{label}: template {self.template!r}: {error}") from None
+        return [(text, f"{field}!:" if spec or conversion else field) for text, field, spec, conversion in parts]
+
+
+def _of_messages(turns: Any, column: str) -> Example:
+    if not isinstance(turns, list):
+        raise UnfitError(f"{column!r} is {_kind(turns)}; expected a list of turns")
+    texts = []
+    for place, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise UnfitError(f"{column!r}, turn {place}, is {_kind(turn)}; expected role and content")
+        where = f"{column}.{place}"
+        texts.append((_text(turn.get("role"), f"{where}.role"), _text(turn.get("content"), f"{where}.content")))
+    last = max((place for place, (role, _) in enumerate(texts) if role == "assistant"), default=0)
+    if last == 0:
+        raise UnfitError(f"{column!r} has no turn of an assistant that answers another")
+    before = texts[:last]
+    asked = before[0][1] if last == 1 else "\n\n".join(f"{role}: {content}" for role, content in before)
+    return Example(asked, texts[last][1])
+
+
+def _filled(value: Any, column: str) -> str:
+    """A value in a template: a null is empty; numbers, lists and tables are written as Python writes them."""
+    return "" if value is None else str(value)
+
+
+def _text(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        raise UnfitError(f"{column!r} is {_kind(value)}; expected text")
+    if not value.strip():
+        raise UnfitError(f"{column!r} is blank; expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UnfitError(f"{column!r} has half a character (a lone surrogate); expected text") from None
+    return value
+
+
+def _kind(value: Any) -> str:
+    kinds = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text"}
+    kinds |= {list: "a list", dict: "an object"}
+    return kinds.get(type(value), f"of type {type(value).__name__}")

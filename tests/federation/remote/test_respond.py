@@ -1,0 +1,36 @@
+"""What a site tells the server of its mistakes: what is wrong, without how its disk looks."""
+
+import pytest
+
+from fedsrd.errors import DataError, FederationError
+from fedsrd.federation.remote import header, respond
+from fedsrd.federation.remote.respond import respond as answer
+
+
+class Runtime:
+    strict = True
+
+
+def hello():
+    return header.pack(header.Hello(federation="f" * 16, names=["a"]))
+
+
+@pytest.mark.parametrize(
+    "data", ["/srv/ward 3/secret/data.toml", "~/ward 3/secret/data.toml", "../ward 3/secret/data.toml"]
+)
+def test_errors_come_without_folders(data):
+    with pytest.raises(DataError, match="data.toml: cannot be read as TOML") as caught:
+        answer(hello(), {"client": "a", "data": data}, Runtime())
+    assert "secret" not in str(caught.value)
+    assert "ward 3" not in str(caught.value)
+    # For the site's own log.
+    assert "secret/data.toml" in str(caught.value.__cause__)
+
+
+def test_a_disk_that_fails_is_told_without_a_path(monkeypatch):
+    def broken(*_):
+        raise PermissionError(13, "Permission denied", "/home/ann/state")
+
+    monkeypatch.setattr(respond, "Replica", broken)
+    with pytest.raises(FederationError, match="^the site's disk: Permission denied$"):
+        answer(hello(), {"client": "a"}, Runtime())
