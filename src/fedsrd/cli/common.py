@@ -6,6 +6,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from fedsrd.text import printable
+
 INTERRUPTED = 130
 # Options of several commands.
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
@@ -40,9 +42,9 @@ app = typer.Typer(
 
 def console(as_json: bool = False, quiet: bool = False) -> Any:
     """Where people read: standard output, or standard error where that is for JSON, or nowhere."""
-    from rich.console import Console
+    from fedsrd.report.screen import Screen
 
-    return Console(stderr=as_json, quiet=quiet)
+    return Screen(stderr=as_json, quiet=quiet)
 
 
 def load_plugins(plugins: list[str] | None) -> None:
@@ -85,5 +87,5 @@ def tracked(display: Any, track: list[str], folder: Path) -> Any:
 
 def fail(message: str, code: int) -> Any:
     """Ends with one message."""
-    typer.echo(f"fedsrd: {message}", err=True)
+    typer.echo(printable(f"fedsrd: {message}"), err=True)
     raise SystemExit(code)

@@ -53,8 +53,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    from rich.console import Console
-
     from fedsrd.report.plan import plan_tables
+    from fedsrd.report.screen import Screen
 
-    Console().print(*plan_tables(found))
+    Screen().print(*plan_tables(found))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedsrd.cli.common import app
+from fedsrd.text import printable
 
 
 @app.command()
@@ -21,7 +22,7 @@ def report(
 
     default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
     file = write(folders, out or default)
-    typer.echo(str(file))
+    typer.echo(printable(str(file)))
     if show:
         import webbrowser
 

@@ -30,6 +30,7 @@ def run(
     load_plugins(plugins)
 
     from fedsrd import recipe as recipes
+    from fedsrd.report.screen import styled
     from fedsrd.report.terminal import now
     from fedsrd.runs.folder import RunFolder
 
@@ -42,11 +43,8 @@ def run(
     chosen = folder.stored_recipe() if own and folder is not None else recipes.load(recipe, overrides or [])
     if folder is None:
         folder = RunFolder(Path("runs") / f"{chosen.name}-{now()}")
-    console.print(
-        f"[bold]{chosen.method['name']}[/bold]: {len(chosen.clients)} clients, {chosen.rounds} rounds, "
-        f"{chosen.model.id}; into {folder.path}",
-        highlight=False,
-    )
+    about = f"{len(chosen.clients)} clients, {chosen.rounds} rounds, {chosen.model.id}; into {folder.path}"
+    console.print(styled("bold", chosen.method["name"], f": {about}"))
     try:
         summary = _run(console, chosen, folder, resume, keep_payloads, track or [])
     except KeyboardInterrupt:
