@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedsrd.cli.common import app
+from fedsrd.cli.common import app, check_out
 from fedsrd.text import printable
 
 
@@ -21,6 +21,8 @@ def report(
     from fedsrd.report.page.write import report as write
 
     default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+    if out is not None:
+        check_out(out)
     file = write(folders, out or default)
     typer.echo(printable(str(file)))
     if show:

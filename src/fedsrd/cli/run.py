@@ -6,7 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsrd.cli.common import INTERRUPTED, Json, Plugins, Quiet, Track, app, check_trackers, fail, load_plugins, tracked
+from fedsrd.cli.common import (
+    INTERRUPTED,
+    Json,
+    Plugins,
+    Quiet,
+    Track,
+    app,
+    check_out,
+    check_trackers,
+    fail,
+    load_plugins,
+    tracked,
+)
 from fedsrd.cli.common import console as console_of
 
 
@@ -38,6 +50,8 @@ def run(
     check_trackers(track)
     if resume and out is None:
         fail("--resume: which run? Name its folder with --out", 2)
+    if out is not None:
+        check_out(out)
     own = resume and recipe is None and not overrides and out is not None
     folder = RunFolder(out) if out is not None else None
     chosen = folder.stored_recipe() if own and folder is not None else recipes.load(recipe, overrides or [])

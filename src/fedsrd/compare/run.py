@@ -48,7 +48,7 @@ def check_folder(comparison: Comparison, out: Path, *, resume: bool) -> None:
             raise RunFolderError(
                 f"{out} holds a comparison already; continue it with --resume, or choose another --out"
             )
-        if file.read_text(encoding="utf-8") != comparison.to_toml():
+        if file.read_bytes() != comparison.to_toml().encode():
             raise RunFolderError(
                 f"{out} is another comparison (its comparison.toml differs from what was given); resume it with "
                 f"`fedsrd compare {file} --out {out} --resume`, or choose another --out"

@@ -1,6 +1,7 @@
 """The user's own data: files, folders and Hugging Face data sets. Messages name rows and columns, never contents."""
 
 import json
+import os
 import string
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -54,8 +55,10 @@ def check_local(source: str, *, split: str = "train", columns: Mapping[str, str]
 
 
 def _path(source: str) -> Path | None:
-    path = Path(source).expanduser()
-    looks_local = path.suffix in _BUILDERS or source.startswith(("/", "./", "../", "~", ".\\")) or path.exists()
+    # Neither raises, whatever the text is: Path's own do.
+    path = Path(os.path.expanduser(source))
+    starts = ("/", "./", "../", "~", ".\\")
+    looks_local = path.suffix in _BUILDERS or source.startswith(starts) or os.path.exists(path)
     return path if looks_local else None
 
 
@@ -63,7 +66,7 @@ def _read(source: str, split: str) -> tuple[Any, str]:
     path = _path(source)
     if path is None:
         return _from_hub(source, split), f"data set {source!r}"
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"{path}: no such file or folder")
     if path.is_dir():
         return _from_folder(path, split), str(path)
@@ -149,6 +152,8 @@ def _check_json(path: Path, number: int, text: str) -> None:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: line {number} is not JSON: {error.msg} at column {error.colno}") from None
+    except (RecursionError, ValueError):
+        raise DataError(f"{path}: line {number} is nested too deeply, or holds a number of too many digits") from None
     if not isinstance(row, dict):
         raise DataError(f"{path}: line {number} is not a JSON object ({{...}})")
 
@@ -163,10 +168,13 @@ def _known_roles(columns: Mapping[str, str], template: str | None, label: str) -
 
 def _fields(template: str, label: str) -> list[str]:
     try:
-        found = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise DataError(f"{label}: template {template!r}: {error}") from None
-    if not found or not all(field.isidentifier() for field in found):
+    found = [str(field) for _, field, _, _ in parts]
+    # No attributes, and no formats: {a:9999999999} would fill the memory with blanks.
+    plain = all(field.isidentifier() and not spec and not how for _, field, spec, how in parts if field is not None)
+    if not found or not plain:
         raise DataError(f'{label}: template {template!r}: expected column names in braces, such as "{{question}}"')
     return found
 

@@ -16,7 +16,7 @@ from fedsrd.federation.server import Server
 from fedsrd.federation.session import Assets, Observer, check_data
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import ServerOptimizer, ServerOptimizerOptions, capabilities
-from fedsrd.recipe import Recipe, explain
+from fedsrd.recipe import Recipe, explain, method_options
 from fedsrd.runs.folder import RunFolder
 
 
@@ -87,9 +87,9 @@ def shapes(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[TensorTa
 
 
 def method_of(chosen: Mapping[str, Any]) -> methods.Method:
-    """The method of a recipe's [method] table."""
-    kind = methods.get(chosen["name"])
-    return kind(kind.Options.model_validate({key: value for key, value in chosen.items() if key != "name"}))
+    """The method of a recipe's [method] table. Raises RecipeError: there is no such method, or an option is wrong."""
+    kind = methods.get(str(chosen.get("name")))
+    return kind(method_options(kind.Options, {key: value for key, value in chosen.items() if key != "name"}))
 
 
 def optimizer_of(

@@ -211,7 +211,7 @@ def _text(path: Path) -> str:
 def _tree(text: str, where: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(where, f"not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise _damaged(where, f"expected a JSON object, found {type(tree).__name__}")

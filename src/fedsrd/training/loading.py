@@ -119,13 +119,14 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # torch knows devices that compute nothing ("meta"), and some that nobody has.
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name, re.ASCII):
+    found = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name, re.ASCII)
+    if found is None:
         raise ModelError(f'model.device = {foreign(name, 80)!r}: expected "auto", "cpu", "cuda" or "cuda:N"')
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    # The name's own number: torch.device("cuda:999").index is -25.
+    if name.startswith("cuda") and int(found[1] or 0) >= torch.cuda.device_count():
         there = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU"
         raise ModelError(f'model.device = {name!r}: torch finds {there} here; use "auto" or "cpu"')
-    return device
+    return torch.device(name)
 
 
 @contextlib.contextmanager
