@@ -49,7 +49,7 @@ class FedSRD(Strategy):
         attempts: how often clients are asked before a round with too few answers ends the run.
 
     Raises:
-        RecipeError, pydantic.ValidationError: the method, or an option of it, is not one of ours.
+        RecipeError: the method, or an option of it, is not one of ours.
     """
 
     def __init__(
