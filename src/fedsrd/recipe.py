@@ -292,9 +292,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
     where = f"--set {foreign(override)!r}"
     value: Any = raw.strip()
     try:
-        # Several lines would be several keys, and all but one passed over.
-        if value.isprintable():
-            value = tomllib.loads(f"value = {value}")["value"]
+        found = tomllib.loads(f"value = {value}")
+        # Several lines may be several keys: none of them is passed over.
+        value = found["value"] if list(found) == ["value"] else value
     except tomllib.TOMLDecodeError:
         pass
     except (RecursionError, ValueError):
