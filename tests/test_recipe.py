@@ -27,6 +27,7 @@ def test_overrides():
     assert (recipe.training.steps, recipe.clients[1].name) == (7, "ward")
     assert recipe.method["alpha"] == 0.9
     assert recipe.lora.targets == ["q_proj"]
+    assert recipes.load(None, ['lora.targets=[\n  "q_proj",\n]']).lora.targets == ["q_proj"]
     assert recipes.load(None, ["model.id=some/model"]).model.id == "some/model"
     assert recipes.load(None, ['method={name="fedavg"}']).method["name"] == "fedavg"
 

@@ -3,16 +3,18 @@
 import importlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 
 from fedsrd.errors import RecipeError
+from fedsrd.text import foreign
 
 
 def load(name: str) -> None:
     """Imports a module by its dotted name, or a file by its path, so that the methods in it register themselves.
 
     Raises:
-        RecipeError: it is not there, or it cannot be imported.
+        RecipeError: it is not there, or it cannot be imported: the message has the line that failed.
     """
     path = Path(name)
     try:
@@ -35,5 +37,18 @@ def load(name: str) -> None:
             raise
     except RecipeError:
         raise
-    except Exception as error:  # whatever the user's file raises is the user's to see, without our stack
-        raise RecipeError(f"--import {name}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's file raises is the user's to see, without our stack
+        raise RecipeError(f"--import {foreign(name)}: {type(error).__name__}: {error}{_line(error, path)}") from error
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """Where in the user's code it was raised, as far as that is known."""
+    if isinstance(error, SyntaxError):
+        return ""  # it says so itself
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _importing(frame.filename)]
+    own = [frame for frame in frames if Path(frame.filename) == path] or frames
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+
+
+def _importing(filename: str) -> bool:
+    return filename.startswith("<frozen") or filename in (__file__, importlib.__file__)

@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedsrd import toml
 from fedsrd.core.server_optimizer import ServerOptimizerOptions
 from fedsrd.errors import RecipeError
 from fedsrd.suggest import did_you_mean
+from fedsrd.text import foreign
 from fedsrd.training.options import BaseOptions, TrainingOptions
 from fedsrd.wire.options import WireOptions
 
 if TYPE_CHECKING:
     from fedsrd.methods import Method, MethodOptions
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
+MOST = 10**9
+"""Of whatever is counted: nothing that anybody means is more, and nothing behind a recipe expects it."""
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+NotNegative = Annotated[int, Field(ge=0, le=MOST)]
 Options = TypeVar("Options", bound=BaseModel)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
@@ -51,7 +55,7 @@ class LoraSection(_Section):
     """The adapter: weight W0 + (alpha / rank) B A on every target."""
 
     rank: Positive = 16
-    alpha: Annotated[float, Field(gt=0)] = 32
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
 
@@ -109,9 +113,9 @@ class ParticipationSection(_Section):
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     minimum: Positive = 1
-    deadline: Annotated[float, Field(gt=0)] = 3600.0
+    deadline: Annotated[float, Field(gt=0, le=1e8)] = 3600.0
     attempts: Positive = 3
-    norm_bound: Annotated[float, Field(ge=0)] = 10.0
+    norm_bound: Annotated[float, Field(ge=0, le=1e9)] = 10.0
 
 
 class EvaluationSet(_Section):
@@ -216,20 +220,16 @@ def read(path: Path | None, overrides: Sequence[str] = (), depth: int = 0) -> tu
     tables are merged, lists and the [method] and [server_optimizer] tables replaced.
     """
     if path is None:
-        text = resources.files("fedsrd").joinpath("recipes/embedded.toml").read_text(encoding="utf-8")
+        tree = toml.loads(resources.files("fedsrd").joinpath("recipes/embedded.toml").read_text(encoding="utf-8"))
         where = "the embedded recipe"
     else:
         where = str(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            tree = toml.load(path)
         except FileNotFoundError:
             raise RecipeError(f"{path}: no such file; expected a recipe in TOML") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{where}: not valid TOML: {error}") from None
+        except ValueError as error:
+            raise RecipeError(f"{path}: {error}; expected a recipe in TOML") from None
     tree = _extended(tree, path, depth)
     for override in overrides:
         _override(tree, override)
@@ -238,6 +238,10 @@ def read(path: Path | None, overrides: Sequence[str] = (), depth: int = 0) -> tu
 
 def parse(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from a parsed TOML tree. Raises RecipeError as `load`."""
+    try:
+        toml.check(tree)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from None
     for keys, known, prefix in _tables(Recipe, tree, ""):
         refuse_unknown(keys, known, prefix)
     try:
@@ -252,7 +256,7 @@ def chosen_method(given: Mapping[str, Any]) -> tuple[type["Method"], "MethodOpti
 
     name = given.get("name")
     if not isinstance(name, str):
-        raise RecipeError(f"method.name = {str(name)[:100]!r}: expected name = one of {', '.join(methods.names())}")
+        raise RecipeError(f"method.name = {foreign(name)!r}: expected name = one of {', '.join(methods.names())}")
     kind = methods.get(name)
     return kind, method_options(kind.Options, {key: value for key, value in given.items() if key != "name"})
 
@@ -274,7 +278,7 @@ def _extended(tree: dict[str, Any], path: Path | None, depth: int) -> dict[str, 
         return tree
     if not isinstance(other, str) or path is None or depth > 8:
         raise RecipeError(
-            f"extends = {other!r}: expected the path of another recipe, and no recipe that extends itself"
+            f"extends = {foreign(other)!r}: expected the path of another recipe, and no recipe that extends itself"
         )
     return _merged(read(path.parent / other, depth=depth + 1)[0], tree)
 
@@ -293,12 +297,20 @@ def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, raw = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise RecipeError(f"--set {override!r}: expected key=value, such as training.steps=8")
+        raise RecipeError(f"--set {foreign(override)!r}: expected key=value, such as training.steps=8")
+    where = f"--set {foreign(override)!r}"
+    value: Any = raw.strip()
     try:
-        value = tomllib.loads(f"value = {raw}")["value"]
+        found = tomllib.loads(f"value = {value}")
+        # Several lines may be several keys: none of them is passed over.
+        value = found["value"] if list(found) == ["value"] else value
     except tomllib.TOMLDecodeError:
-        value = raw.strip()
-    put(tree, key.strip(), value, f"--set {override!r}")
+        pass
+    except (RecursionError, ValueError):
+        raise RecipeError(f"{where}: the value is nested too deeply, or a number of too many digits") from None
+    if len(parts) > toml.DEEPEST:
+        raise RecipeError(f"{where}: the key has {len(parts)} parts; no recipe is so deep")
+    put(tree, key.strip(), value, where)
 
 
 def put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -309,14 +321,21 @@ def put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     node: Any = tree
     try:
         for part in parts[:-1]:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+            node = node[_place(part)] if isinstance(node, list) else node.setdefault(part, {})
         last = parts[-1]
         if isinstance(node, list):
-            node[int(last)] = value
+            node[_place(last)] = value
         else:
             node[last] = value
     except (ValueError, IndexError, AttributeError, TypeError):
-        raise RecipeError(f"{where}: the recipe has nothing at {key!r}") from None
+        raise RecipeError(f"{where}: the recipe has nothing at {foreign(key, 100)!r}") from None
+
+
+def _place(part: str) -> int:
+    """A place in a list. Python's own reading takes -1, 1_0 and other scripts' digits too."""
+    if not (part.isascii() and part.isdecimal() and len(part) < 10):
+        raise ValueError
+    return int(part)
 
 
 def _tables(model: type[BaseModel], tree: Any, prefix: str) -> Iterator[tuple[Mapping[str, Any], list[str], str]]:
@@ -346,18 +365,22 @@ def refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> N
     for key in given:
         if key not in known:
             hint = did_you_mean(key, known, "did you mean {!r}?", cutoff=0.5) or f"known keys: {', '.join(known)}"
-            raise RecipeError(f"unknown key {'.'.join(filter(None, (prefix, key)))!r}: {hint}")
+            raise RecipeError(f"unknown key {foreign('.'.join(filter(None, (prefix, key))), 100)!r}: {hint}")
 
 
 def explain(error: ValidationError, prefix: str) -> list[str]:
     """What is wrong with each key, one line each."""
     lines = []
     for problem in error.errors():
-        key = (prefix + ".".join(str(part) for part in problem["loc"])).rstrip(".")
+        key = foreign((prefix + ".".join(str(part) for part in problem["loc"])).rstrip("."), 100)
         if problem["type"] == "missing":
             lines.append(f"  {key}: missing")
         else:
-            given = "" if isinstance(problem["input"], dict | list | BaseModel) else f" = {problem['input']!r}"
+            given = (
+                ""
+                if isinstance(problem["input"], dict | list | BaseModel)
+                else f" = {foreign(repr(problem['input']), 100)}"
+            )
             place = f"{key}{given}: " if key else ""
             lines.append(f"  {place}{problem['msg'].removeprefix('Value error, ')}")
     return lines

@@ -21,5 +21,5 @@ def did_you_mean(given: str, known: Iterable[str], form: str = " Did you mean {!
     >>> did_you_mean("zzz", ["fedavg", "fedsrd"])
     ''
     """
-    near = difflib.get_close_matches(given, list(known), n=1, cutoff=cutoff)
+    near = difflib.get_close_matches(given[:100], list(known), n=1, cutoff=cutoff)
     return form.format(near[0]) if near else ""

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from typer.testing import CliRunner
+
+from fedsrd.cli import app
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FEDSRD = [sys.executable, "-m", "fedsrd.cli"]
@@ -70,6 +73,15 @@ def test_a_run_prints_what_was_sent_and_how_good_it_is(recipe_file, tmp_path):
     damaged = fedsrd("inspect", moved)
     assert damaged.returncode == 1
     assert damaged.stderr.startswith("fedsrd: checksum does not match")
+
+
+def test_a_folder_that_looks_like_markup_is_a_folder(recipe_file, tmp_path):
+    out = tmp_path / "x" / "[/x]\x1b[2J"
+    done = CliRunner().invoke(app, ["run", str(recipe_file), "--out", str(out), "--set", "rounds=1"])
+    assert done.exit_code == 0, done.output
+    assert "x/[/x]�[2J" in done.output.replace("\n", "")
+    assert "\x1b" not in done.output
+    assert (out / "summary.json").is_file()
 
 
 @pytest.mark.parametrize(

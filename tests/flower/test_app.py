@@ -6,13 +6,13 @@ import json
 import pytest
 import tomli_w
 from grid import ToyGrid
-from rich.console import Console
 
 from fedsrd import recipe as recipes
 from fedsrd.federation import local, setup
 from fedsrd.flower.client_app import app as client_app
 from fedsrd.flower.records import HEADER, PAYLOADS
 from fedsrd.flower.server import serve
+from fedsrd.report.screen import Screen
 from fedsrd.runs.folder import RunFolder
 
 
@@ -52,7 +52,7 @@ def site(tiny_recipe, tmp_path):
             {"client": entry["name"], "data": entry["data"]["source"], "state": str(state)} for entry in tree["clients"]
         ]
         grid = grid or ToyGrid(client_app, nodes)
-        console = Console(file=io.StringIO(), width=100)
+        console = Screen(file=io.StringIO(), width=100)
 
         def run(**more):
             settings = {"recipe": str(file), "out": str(tmp_path / "run"), **config, **more}
@@ -175,6 +175,35 @@ def test_failures_are_told_and_the_run_goes_on(tiny_recipe, tmp_path, site):
     assert "left out" in text
     assert "silent: no answer within 1 s" in text
     assert str(tmp_path / "c1.jsonl") not in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_a_client_says_is_shown_and_does_nothing(tiny_recipe, tmp_path, site, terminal):
+    """An honest site's path that looks like markup, and a reason of megabytes that would clear the screen."""
+    tree = crowd(tiny_recipe, tmp_path, 3)
+    tree["rounds"] = 1
+    grid, run, console = site(tree)
+    console._force_terminal = terminal
+    grid.configs[11]["data"] = "/nowhere/[/srv].jsonl"
+    said = "\x1b[2J\x1b]8;;https://example.org\x07[/x]\nmore " + "x" * 3_000_000
+
+    def lie(node, reply):
+        if node == 12 and not reply.has_error() and '"kind":"train-reply"' in reply.content[HEADER]["json"]:
+            told = {"kind": "train-reply", "name": "c2", "round": 1, "held": 0, "failure": said}
+            reply.content[HEADER]["json"] = json.dumps(told)
+        return reply
+
+    grid.meddle = lie
+    run()
+    rejected = records(tmp_path / "run")[1].rejected
+    assert rejected["c1"] == "c1: /nowhere/[/srv].jsonl: no such file or folder"
+    assert rejected["c2"].startswith("�[2J�]8;;https://example.org�[/x] more xxx")
+    assert len(rejected["c2"]) == 300
+    assert {line["reason"] for line in events(tmp_path / "run", "failed")} == set(rejected.values())
+    text = console.file.getvalue()
+    assert "/nowhere/[/srv].jsonl: no such file or folder" in " ".join(text.split())
+    assert not any(code in text for code in ("\x1b[2J", "\x1b]8", "\x07"))
+    assert all((tmp_path / "run" / name).stat().st_size < 20_000 for name in ("rounds.jsonl", "log.jsonl"))
 
 
 def test_too_few_answers_repeat_the_round_and_then_end_the_run_with_the_state_kept(tiny_recipe, tmp_path, site):

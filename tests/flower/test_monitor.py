@@ -2,10 +2,9 @@
 
 import io
 
-from rich.console import Console
-
 from fedsrd.federation.remote.log import Log, resident_mib
 from fedsrd.report.monitor import Monitor
+from fedsrd.report.screen import Screen
 from fedsrd.runs.records import RoundRecord
 
 START = RoundRecord(round=0, digest="", bytes_up={}, bytes_down={}, eval={})
@@ -25,7 +24,7 @@ def play(monitor):
 
 
 def test_a_log_has_a_line_an_event_and_a_table_a_round():
-    console = Console(file=io.StringIO(), width=100)
+    console = Screen(file=io.StringIO(), width=100)
     with Monitor(console, 5) as monitor:
         play(monitor)
         monitor.round_done(START)
@@ -50,7 +49,7 @@ def test_a_log_has_a_line_an_event_and_a_table_a_round():
 
 
 def test_a_terminal_has_a_table_that_moves_and_no_line_an_event():
-    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    console = Screen(file=io.StringIO(), width=100, force_terminal=True)
     with Monitor(console, 5) as monitor:
         play(monitor)
         monitor.round_done(RECORD)
@@ -60,7 +59,7 @@ def test_a_terminal_has_a_table_that_moves_and_no_line_an_event():
 
 
 def test_an_answer_that_is_left_out_says_so():
-    console = Console(file=io.StringIO(), width=100)
+    console = Screen(file=io.StringIO(), width=100)
     monitor = Monitor(console, 5)
     monitor.event("asked", client="a", round=2, bytes=0)
     monitor.event("answered", client="a", round=2, bytes=4096, seconds=1.0, loss=2.5)

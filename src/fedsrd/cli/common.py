@@ -1,10 +1,14 @@
 """What all commands share: the application, its exit codes, and how options become values."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from fedsrd.errors import RunFolderError
+from fedsrd.text import foreign, printable
 
 INTERRUPTED = 130
 # Options of several commands.
@@ -40,9 +44,9 @@ app = typer.Typer(
 
 def console(as_json: bool = False, quiet: bool = False) -> Any:
     """Where people read: standard output, or standard error where that is for JSON, or nowhere."""
-    from rich.console import Console
+    from fedsrd.report.screen import Screen
 
-    return Console(stderr=as_json, quiet=quiet)
+    return Screen(stderr=as_json, quiet=quiet)
 
 
 def load_plugins(plugins: list[str] | None) -> None:
@@ -51,6 +55,25 @@ def load_plugins(plugins: list[str] | None) -> None:
 
     for plugin in plugins or []:
         loading.load(plugin)
+
+
+def check_out(out: Path) -> None:
+    """Before anything expensive starts.
+
+    Raises:
+        RunFolderError: nothing can be made at `out`.
+    """
+    place = Path(os.path.abspath(out))
+    for found in (place, *place.parents):
+        try:
+            os.stat(found)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise RunFolderError(f"--out {foreign(out)}: {error.strerror}; choose another folder") from None
+        if found != place and not (os.path.isdir(found) and os.access(found, os.W_OK | os.X_OK)):
+            raise RunFolderError(f"--out {out}: nothing can be made in {found}; choose another folder")
+        return
 
 
 def listed(text: str) -> list[str]:
@@ -85,5 +108,5 @@ def tracked(display: Any, track: list[str], folder: Path) -> Any:
 
 def fail(message: str, code: int) -> Any:
     """Ends with one message."""
-    typer.echo(f"fedsrd: {message}", err=True)
+    typer.echo(printable(f"fedsrd: {message}"), err=True)
     raise SystemExit(code)

@@ -13,6 +13,7 @@ from fedsrd.cli.common import (
     Quiet,
     Track,
     app,
+    check_out,
     check_trackers,
     fail,
     listed,
@@ -55,6 +56,8 @@ def compare(
     check_trackers(track)
     if resume and out is None:
         fail("--resume: which comparison? Name its folder with --out", 2)
+    if out is not None:
+        check_out(out)
     path = recipe
     if path is None and resume and out is not None and (out / "comparison.toml").is_file():
         path = out / "comparison.toml"

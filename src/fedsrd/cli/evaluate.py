@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsrd.cli.common import INTERRUPTED, Json, Quiet, app, fail, listed
+from fedsrd.cli.common import INTERRUPTED, Json, Quiet, app, check_out, fail, listed
 from fedsrd.cli.common import console as console_of
 
 
@@ -51,6 +51,8 @@ def evaluate(
     ):
         if value is not None and value not in known:
             fail(f"{option} {value!r}: expected one of {', '.join(known)}", 2)
+    if out is not None:
+        check_out(out)
     names = None if tasks is None else tuple(listed(tasks))
     benchmarks = suites.chosen(suite, None if names is None else list(names))  # type: ignore[arg-type]
     found = subjects.resolve(targets)

@@ -18,10 +18,9 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a payload holds (`fedsrd run --keep-payloads` writes them)."""
-    from rich.console import Console
-
     from fedsrd.federation.resume import tensor_table
     from fedsrd.report.payload import payload_tables
+    from fedsrd.report.screen import Screen
     from fedsrd.runs.folder import RunFolder
     from fedsrd.wire.inspect import inspect_payload
 
@@ -39,4 +38,4 @@ def inspect(
         return
     if home is None and found["kind"] != "start":
         typer.echo("Header only: name the run with --run DIR to see the elements.", err=True)
-    Console().print(*payload_tables(found, str(file)))
+    Screen().print(*payload_tables(found, str(file)))

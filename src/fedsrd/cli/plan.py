@@ -14,8 +14,8 @@ def plan(
     rank: Annotated[int, typer.Option("--rank", min=1, help="The adapter's rank.")] = 64,
     targets: Annotated[str, typer.Option("--targets", help="all-linear, or modules with commas.")] = "all-linear",
     chosen: Annotated[str | None, typer.Option("--method", help="With commas; default: all that send.")] = None,
-    clients: Annotated[int, typer.Option("--clients", min=1, help="That take part in a round.")] = 4,
-    rounds: Annotated[int, typer.Option("--rounds", min=1)] = 50,
+    clients: Annotated[int, typer.Option("--clients", min=1, max=10**6, help="That take part in a round.")] = 4,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=10**6)] = 50,
     up: Annotated[str, typer.Option("--up", help="A client's uplink.")] = "10Mbit",
     down: Annotated[str, typer.Option("--down", help="A client's downlink.")] = "50Mbit",
     density: Annotated[
@@ -25,8 +25,8 @@ def plan(
         ),
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the base: float32, bfloat16, float16, int4.")] = "bfloat16",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences at a time.")] = 8,
-    length: Annotated[int, typer.Option("--max-length", min=8, help="Tokens of each.")] = 512,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Sequences at a time.")] = 8,
+    length: Annotated[int, typer.Option("--max-length", min=8, max=1 << 20, help="Tokens of each.")] = 512,
     checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -53,8 +53,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    from rich.console import Console
-
     from fedsrd.report.plan import plan_tables
+    from fedsrd.report.screen import Screen
 
-    Console().print(*plan_tables(found))
+    Screen().print(*plan_tables(found))

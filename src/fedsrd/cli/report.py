@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fedsrd.cli.common import app
+from fedsrd.cli.common import app, check_out
+from fedsrd.text import printable
 
 
 @app.command()
@@ -20,8 +21,10 @@ def report(
     from fedsrd.report.page.write import report as write
 
     default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+    if out is not None:
+        check_out(out)
     file = write(folders, out or default)
-    typer.echo(str(file))
+    typer.echo(printable(str(file)))
     if show:
         import webbrowser
 

@@ -6,7 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsrd.cli.common import INTERRUPTED, Json, Plugins, Quiet, Track, app, check_trackers, fail, load_plugins, tracked
+from fedsrd.cli.common import (
+    INTERRUPTED,
+    Json,
+    Plugins,
+    Quiet,
+    Track,
+    app,
+    check_out,
+    check_trackers,
+    fail,
+    load_plugins,
+    tracked,
+)
 from fedsrd.cli.common import console as console_of
 
 
@@ -30,6 +42,7 @@ def run(
     load_plugins(plugins)
 
     from fedsrd import recipe as recipes
+    from fedsrd.report.screen import styled
     from fedsrd.report.terminal import now
     from fedsrd.runs.folder import RunFolder
 
@@ -37,16 +50,15 @@ def run(
     check_trackers(track)
     if resume and out is None:
         fail("--resume: which run? Name its folder with --out", 2)
+    if out is not None:
+        check_out(out)
     own = resume and recipe is None and not overrides and out is not None
     folder = RunFolder(out) if out is not None else None
     chosen = folder.stored_recipe() if own and folder is not None else recipes.load(recipe, overrides or [])
     if folder is None:
         folder = RunFolder(Path("runs") / f"{chosen.name}-{now()}")
-    console.print(
-        f"[bold]{chosen.method['name']}[/bold]: {len(chosen.clients)} clients, {chosen.rounds} rounds, "
-        f"{chosen.model.id}; into {folder.path}",
-        highlight=False,
-    )
+    about = f"{len(chosen.clients)} clients, {chosen.rounds} rounds, {chosen.model.id}; into {folder.path}"
+    console.print(styled("bold", chosen.method["name"], f": {about}"))
     try:
         summary = _run(console, chosen, folder, resume, keep_payloads, track or [])
     except KeyboardInterrupt:

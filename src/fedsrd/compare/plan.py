@@ -7,6 +7,7 @@ rate, found by the same small search.
 
 import copy
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedsrd import methods
 from fedsrd.errors import RecipeError
 from fedsrd.recipe import Name, Recipe, explain, parse, put, read, refuse_unknown
+from fedsrd.text import foreign
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Grid = dict[str, Annotated[list[Any], Field(min_length=1)]]
+MOST_POINTS = 10_000
+"""Of one variant's grid."""
 Point = tuple[tuple[str, Any], ...]
 """One point of a grid: its keys with their values."""
 
@@ -129,6 +133,8 @@ class Comparison:
     def points(self, variant: VariantSection) -> list[Point]:
         """The points of a variant's grid; one empty point where there is none."""
         axes = {**self.grid, **variant.grid}
+        if (count := math.prod(map(len, axes.values()))) > MOST_POINTS:
+            raise RecipeError(f"variant {variant.label}: its grid has {count} points; expected at most {MOST_POINTS}")
         return [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
     def run(self, variant: VariantSection, point: Point, seed: int) -> Run:
@@ -205,11 +211,12 @@ def load(
     tree, where = read(path, overrides)
     given = tree.pop("compare", {})
     if not isinstance(given, dict):
-        raise RecipeError(f"{where}: compare = {given!r:.100}: expected a table, [compare]")
+        raise RecipeError(f"{where}: compare = {foreign(given)!r}: expected a table, [compare]")
     refuse_unknown(given, list(CompareSection.model_fields), "compare")
     if seeds is not None:
         given["seeds"] = list(seeds)
-        if not set(given.get("grid_seeds", [])) <= set(seeds):
+        searched_with = given.get("grid_seeds", [])
+        if isinstance(searched_with, list) and not all(seed in seeds for seed in searched_with):
             given["grid_seeds"] = []
     if rates is not None:
         given["grid"] = {"training.learning_rate": list(rates)}

@@ -137,7 +137,7 @@ def _one(comparison: Comparison, one: Run, folder: RunFolder, out: Path, watcher
         local.run(prepared, watcher, assets=assets)
     except Exception as error:  # one run's bug or bad luck must not cost the others
         reason = str(error) if isinstance(error, FedSRDError) else traceback.format_exc()
-        write_atomically(failure, reason.encode())
+        write_atomically(failure, reason.encode(errors="replace"))
         watcher.run_failed(one, reason)
         return
     watcher.run_done(one, folder.path, time.perf_counter() - began)

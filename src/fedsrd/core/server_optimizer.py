@@ -52,7 +52,7 @@ class ServerOptimizerOptions(BaseModel):
     nesterov: bool = False
     beta1: Decay = 0.9
     beta2: Decay = 0.99
-    epsilon: Annotated[float, Field(gt=0)] = 1e-3
+    epsilon: Annotated[float, Field(gt=0, le=1e6)] = 1e-3
     bias_correction: bool = False
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """Benchmarks read from local files: found, and their columns checked, before anything is loaded."""
 
 import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def parse(options: Sequence[str]) -> dict[str, Files]:
     found: dict[str, Files] = {}
     for option in options:
         name, equals, text = option.partition("=")
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))
         if not equals or not text:
             raise EvaluationError(f"--data {option!r}: expected NAME=PATH, such as gsm8k=questions.jsonl")
         benchmark = named(name.strip(), "--data")

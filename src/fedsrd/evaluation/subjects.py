@@ -1,6 +1,7 @@
 """What is evaluated: a base model, or an adapter on it, found from a run's folder, an adapter's folder, or a model."""
 
 import json
+import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +72,7 @@ def with_bases(found: Sequence[Subject]) -> list[Subject]:
 
 
 def _resolve(target: str) -> list[Subject]:
-    path = Path(target).expanduser()
+    path = Path(os.path.expanduser(target))
     if (path / "recipe.toml").is_file():
         return _of_run(path)
     if (path / "adapter_config.json").is_file():
@@ -98,7 +99,7 @@ def _of_run(path: Path) -> list[Subject]:
             dtype=model["dtype"],
             quantization=model.get("quantization", "none"),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise EvaluationError(f"{path}/recipe.toml: not as a run writes it; expected a run's folder") from None
     folder = RunFolder(path)
     found = folder.adapters()
@@ -117,7 +118,7 @@ def _of_adapter(path: Path) -> Subject:
     try:
         config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
         base, revision = config["base_model_name_or_path"], config.get("revision")
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         raise EvaluationError(f"{path}/adapter_config.json: not as PEFT writes it; expected an adapter") from None
     if isinstance(base, str) and base:
         return Subject(name, base, revision, whole)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fedsrd.text import foreign
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -43,6 +45,10 @@ class Failure:
     round: int
     reason: str
     lost: bool = False
+
+    def __post_init__(self) -> None:
+        # Records, report, log and terminal get it from here, whoever wrote it.
+        object.__setattr__(self, "reason", foreign(self.reason))
 
 
 @dataclass(frozen=True, slots=True)

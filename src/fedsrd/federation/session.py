@@ -215,6 +215,8 @@ def load_examples(data: DataSection, owner: str, observer: Observer) -> list[Exa
             )
     except DataError as error:
         raise DataError(f"{owner}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{owner}: {data.source} cannot be read: {error.strerror or error}") from None
     if not examples:
         raise DataError(f"{owner}: {data.source} has no examples in split {data.split!r}; every client needs one")
     return examples
@@ -231,6 +233,8 @@ def check_data(data: DataSection, owner: str) -> None:
             local.check_local(data.source, split=data.split, columns=data.columns, template=data.template)
     except DataError as error:
         raise DataError(f"{owner}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{owner}: {data.source} cannot be read: {error.strerror or error}") from None
 
 
 def _split(data: DataSection) -> Any:

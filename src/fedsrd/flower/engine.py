@@ -14,6 +14,7 @@ from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask
 from fedsrd.federation.remote import header
 from fedsrd.federation.server import Server
 from fedsrd.flower.records import content_of, envelope_of
+from fedsrd.text import foreign
 
 HELLO_SECONDS = 60.0
 """How long the first answer of a new node is waited for."""
@@ -267,6 +268,6 @@ def reason_of(reply: Message) -> str:
     reason = reply.error.reason or f"Flower's error {reply.error.code}"
     match = re.fullmatch(r"<class '(?P<kind>[\w.]+)'>:<'(?P<text>.*)'>", reason, re.DOTALL)
     if match is None:
-        return reason
+        return foreign(reason)
     ours = match["kind"].startswith("fedsrd.")
-    return match["text"] if ours else f"{match['kind'].rpartition('.')[2]}: {match['text']}"
+    return foreign(match["text"] if ours else f"{match['kind'].rpartition('.')[2]}: {match['text']}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
-from rich.console import Console
 
 from fedsrd import plugins
 from fedsrd import recipe as recipes
@@ -27,6 +26,7 @@ from fedsrd.report import terminal
 from fedsrd.report.evaluation import closing_tables
 from fedsrd.report.monitor import Monitor
 from fedsrd.report.page.write import report
+from fedsrd.report.screen import Screen, styled
 from fedsrd.runs.folder import RunFolder
 from fedsrd.runs.records import RoundRecord, Summary
 
@@ -34,7 +34,7 @@ WIDTH = 100
 """Columns, where the output is no terminal but Flower's log."""
 
 
-def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None) -> Summary:
+def serve(grid: Grid, config: Mapping[str, Any], console: Screen | None = None) -> Summary:
     """Runs (or continues) the federation that the run config describes; gives its summary.
 
     Args:
@@ -48,17 +48,14 @@ def serve(grid: Grid, config: Mapping[str, Any], console: Console | None = None)
     Raises:
         FedSRDError: what is wrong with the recipe, the folder or the run, and what to do.
     """
-    console = console or Console(width=None if Console().is_terminal else WIDTH)
+    console = console or Screen(width=None if Screen().is_terminal else WIDTH)
     if config.get("import"):
         plugins.load(str(config["import"]))
     resume = bool(config.get("resume", False))
     recipe, folder = _chosen(config, resume)
-    console.print(
-        f"[bold]{recipe.method['name']}[/bold] on Flower: {len(recipe.clients)} clients in the recipe, "
-        f"{recipe.rounds} rounds, {recipe.model.id}; into {folder.path.resolve()}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    about = f"{len(recipe.clients)} clients in the recipe, {recipe.rounds} rounds, {recipe.model.id}"
+    where = f" on Flower: {about}; into {folder.path.resolve()}"
+    console.print(styled("bold", recipe.method["name"], where), soft_wrap=True)
     with Monitor(console, recipe.rounds) as board:
         board.say("Checking folder, data and model")
         folder.check(recipe, resume=resume)

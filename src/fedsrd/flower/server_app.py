@@ -16,9 +16,10 @@ def main(grid: Grid, context: Context) -> None:
 
     from fedsrd.errors import FedSRDError
     from fedsrd.flower.server import serve
+    from fedsrd.text import printable
 
     try:
         serve(grid, context.run_config)
     except FedSRDError as error:
-        print(f"fedsrd: {error}", file=sys.stderr)  # noqa: T201
+        print(printable(f"fedsrd: {error}"), file=sys.stderr)  # noqa: T201
         raise SystemExit(error.exit_code) from None

@@ -29,7 +29,7 @@ from fedsrd.methods.registry import register
 class FedDynOptions(MethodOptions):
     """Options of FedDyn: `alpha`, the strength of the dynamic regulariser (the paper: 0.1, 0.01 or 0.001)."""
 
-    alpha: Annotated[float, Field(gt=0)] = 0.01
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.01
 
 
 @register

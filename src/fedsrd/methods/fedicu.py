@@ -36,7 +36,7 @@ class FedICUOptions(MethodOptions):
     """
 
     keep: Annotated[float, Field(gt=0, le=1)] = 0.5
-    divergence: Annotated[float, Field(ge=0)] = 1.0
+    divergence: Annotated[float, Field(ge=0, le=1e6)] = 1.0
 
 
 @register

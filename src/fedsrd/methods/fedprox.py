@@ -20,7 +20,7 @@ from fedsrd.methods.registry import register
 class FedProxOptions(FedAvgOptions):
     """Options of FedProx: FedAvg's, and the strength `mu` of the proximal term."""
 
-    mu: Annotated[float, Field(ge=0)] = 0.01
+    mu: Annotated[float, Field(ge=0, le=1e6)] = 0.01
 
 
 @register

@@ -56,7 +56,7 @@ class FedSRDOptions(SparsifierOptions):
     download: Literal["random", "importance", "none"] = "random"
     download_sparsity: Fraction = 0.8
     cutoff: Fraction = 1e-6
-    damping: Annotated[float, Field(ge=0)] = 0.0
+    damping: Annotated[float, Field(ge=0, le=100)] = 0.0
     decompose_at: Literal["server", "client"] = "server"
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from fedsrd.errors import RecipeError
 from fedsrd.methods.method import Method
 from fedsrd.suggest import did_you_mean
+from fedsrd.text import foreign
 
 _REGISTRY: dict[str, type[Method]] = {}
 
@@ -33,4 +34,4 @@ def get(name: str) -> type[Method]:
     if name in _REGISTRY:
         return _REGISTRY[name]
     hint = did_you_mean(name, _REGISTRY)
-    raise RecipeError(f"method.name = {name!r}: no such method.{hint} Known: {', '.join(names())}.")
+    raise RecipeError(f"method.name = {foreign(name, 100)!r}: no such method.{hint} Known: {', '.join(names())}.")

@@ -38,7 +38,7 @@ class SparsifierOptions(MethodOptions):
     alpha: Fraction = 0.85
     upper: Fraction = 0.99
     rescale: sparsify.Rescale = "l1"
-    rescale_cap: Annotated[float, Field(ge=1)] = 10.0
+    rescale_cap: Annotated[float, Field(ge=1, le=1e6)] = 10.0
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,9 @@
 import re
 
 from fedsrd.errors import RecipeError
+from fedsrd.text import foreign
 
+FASTEST = 1e15
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _SPEED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)(bit|bps|b)(?:/s)?\s*", re.IGNORECASE)
 
@@ -18,10 +20,10 @@ def bits_per_second(text: str, option: str) -> float:
     (10000000.0, 12000000.0)
     """
     found = _SPEED.fullmatch(text)
-    if found is None or float(found[1]) == 0:
-        raise RecipeError(f"{option} {text!r}: expected a speed such as 10Mbit, 1.5Gbit or 2MB/s")
-    bits = 8 if found[3] == "B" else 1
-    return float(found[1]) * _UNITS[found[2].lower()] * bits
+    bits = float(found[1]) * _UNITS[found[2].lower()] * (8 if found[3] == "B" else 1) if found else 0.0
+    if not 1 <= bits <= FASTEST:
+        raise RecipeError(f"{option} {foreign(text)!r}: expected a speed such as 10Mbit, 1.5Gbit or 2MB/s")
+    return bits
 
 
 def duration(seconds: float) -> str:

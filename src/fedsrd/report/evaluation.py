@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from rich import box
-from rich.console import Console
 from rich.progress import BarColumn
 from rich.table import Table
 
 from fedsrd.evaluation import embedded, scores
 from fedsrd.report import terminal
+from fedsrd.report.screen import Screen
 from fedsrd.report.terminal import Display
 from fedsrd.runs.records import RoundRecord, Summary
 
@@ -16,7 +16,7 @@ from fedsrd.runs.records import RoundRecord, Summary
 class EvaluationDisplay(Display):
     """One moving line: subject, part, questions."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Screen) -> None:
         super().__init__(console, BarColumn(bar_width=24))
         self._task = self.progress.add_task("preparing", total=None, detail="")
         self._at = ""

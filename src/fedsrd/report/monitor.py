@@ -4,10 +4,10 @@ import time
 from typing import Any, Self
 
 from rich import box
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from fedsrd.report.screen import Screen, styled
 from fedsrd.report.terminal import amount
 from fedsrd.runs.records import RoundRecord
 
@@ -23,7 +23,7 @@ class Monitor:
         rounds: of the run.
     """
 
-    def __init__(self, console: Console, rounds: int) -> None:
+    def __init__(self, console: Screen, rounds: int) -> None:
         self.console = console
         self._rounds = rounds
         self._round = 0
@@ -44,11 +44,11 @@ class Monitor:
     def say(self, text: str) -> None:
         """One line that stays."""
         elapsed = time.perf_counter() - self._began
-        self.console.print(f"[dim]{elapsed:7.1f} s[/dim]  {text}", highlight=False, soft_wrap=True)
+        self.console.print(styled("dim", f"{elapsed:7.1f} s", f"  {text}"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """One loud line that stays."""
-        self.console.print(f"[bold red]warning[/bold red]    {text}", highlight=False, soft_wrap=True)
+        self.console.print(styled("bold red", "warning", f"    {text}"), soft_wrap=True)
 
     def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
         """Evaluation, set by set: nothing to show."""
@@ -58,7 +58,7 @@ class Monitor:
         client = str(fields.get("client", fields.get("node", "")))
         if kind in STATES and "round" in fields:
             self._round = fields["round"]
-            row = self._rows.setdefault(client, {"down": 0})
+            row = self._rows.setdefault(client, {"down": 0, "state": STATES[kind]})
             row["state"] = STATES[kind]
             if kind == "asked":
                 row["down"] += fields["bytes"]
@@ -87,7 +87,7 @@ class Monitor:
         if record.round == 0 or not self._rows:
             return
         for client, reason in record.rejected.items():
-            self._rows.setdefault(client, {"down": 0})["reason"] = reason
+            self._rows.setdefault(client, {"down": 0, "state": "left out"})["reason"] = reason
             if self._rows[client].get("state") == "answered":
                 self._rows[client]["state"] = "left out"
         self.console.print(self._table(record))
@@ -106,7 +106,8 @@ class Monitor:
         for column in ("client", "state", "up", "down", "seconds"):
             left = column in ("client", "state")
             table.add_column(column, justify="left" if left else "right", no_wrap=column != "state")
-        for client, row in self._rows.items():
+        # A copy: the moving table is drawn by a thread of its own.
+        for client, row in list(self._rows.items()):
             seconds = row.get("seconds", time.perf_counter() - row.get("began", time.perf_counter()))
             reason = f": {row['reason']}" if row.get("reason") else ""
             table.add_row(

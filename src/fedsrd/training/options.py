@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
+MOST = 10**8
+"""Sequences that a client trains on in a round."""
 
 
 class _Options(BaseModel):
@@ -27,15 +28,22 @@ class TrainingOptions(_Options):
             gradients, and no time spent on padding.
     """
 
-    steps: Positive = 10
-    batch_size: Positive = 4
-    accumulation: Positive = 1
+    steps: Annotated[int, Field(ge=1, le=10**6)] = 10
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    accumulation: Annotated[int, Field(ge=1, le=4096)] = 1
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    max_length: Annotated[int, Field(ge=8)] = 512
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e12)] = 1.0
+    max_length: Annotated[int, Field(ge=8, le=1 << 20)] = 512
     prompt: Literal["chat", "alpaca", "plain"] = "chat"
     packing: bool = False
+
+    @model_validator(mode="after")
+    def _drawn_at_once(self) -> "TrainingOptions":
+        # A round's examples are chosen before its first step.
+        if self.steps * self.batch_size * self.accumulation > MOST:
+            raise ValueError(f"steps x batch_size x accumulation is more than {MOST} sequences a round")
+        return self
 
 
 class BaseOptions(_Options):

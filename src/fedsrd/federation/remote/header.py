@@ -9,12 +9,13 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fedsrd.core.tensors import TensorSpec, TensorTable
 from fedsrd.errors import PayloadError
 from fedsrd.federation.messages import Broadcast, Snapshot, Start, Sync
 from fedsrd.recipe import DataSection, Name
+from fedsrd.text import foreign
 from fedsrd.wire.options import WireOptions
 
 PROTOCOL = 2
@@ -27,6 +28,7 @@ Version = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Setting = bool | int | float | str
 Settings = dict[str, Setting | list[bool] | list[int] | list[float] | list[str]]
+Said = Annotated[str, AfterValidator(foreign)]
 Federation = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -156,7 +158,7 @@ class TrainReply(Header):
     examples: Size = 0
     loss: float = 0.0
     seconds: Phases = Phases(train=0, sparsify=0, encode=0)
-    failure: str | None = None
+    failure: Said | None = None
     lost: bool = False
 
 
@@ -180,7 +182,7 @@ class SyncReply(Header):
     name: Name
     held: int
     digest: str
-    failure: str | None = None
+    failure: Said | None = None
 
 
 Kind = TypeVar("Kind", bound=Header)
@@ -205,7 +207,7 @@ def kind_of(message: Envelope) -> str:
         kind = json.loads(_text(message))["kind"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise PayloadError("the message's header is no JSON object with a kind") from None
-    return str(kind)
+    return foreign(kind, 100)
 
 
 def unpack(message: Envelope, kind: type[Kind]) -> tuple[Kind, bytes]:
@@ -219,7 +221,8 @@ def unpack(message: Envelope, kind: type[Kind]) -> tuple[Kind, bytes]:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise PayloadError(f"a {kind.__name__} header is wrong at {where or 'its start'}: {problem['msg']}") from None
+        text = f"a {kind.__name__} header is wrong at {foreign(where, 100) or 'its start'}: {problem['msg']}"
+        raise PayloadError(foreign(text)) from None
     protocol = getattr(header, "protocol", PROTOCOL)
     if protocol != PROTOCOL:
         raise PayloadError(

@@ -14,6 +14,7 @@ from fedsrd.federation.setup import method_of, shapes
 from fedsrd.recipe import ClientSection, DataSection, Recipe, parse
 from fedsrd.runs.folder import RunFolder
 from fedsrd.runs.records import RoundRecord
+from fedsrd.text import printable
 
 ASSETS = Assets()
 """Model and data of this process. In a simulation a process serves many messages; in a deployment, one."""
@@ -25,16 +26,16 @@ class LogObserver:
 
     def say(self, text: str) -> None:
         """A line."""
-        LOGGER.info(text)
+        LOGGER.info(printable(text))
 
     def warn(self, text: str) -> None:
         """A warning."""
-        LOGGER.warning(text)
+        LOGGER.warning(printable(text))
 
     def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
         """A line for the first and the last step."""
         if done in (1, total):
-            LOGGER.info(f"round {round_number}  {what}  {done}/{total} {detail}")
+            LOGGER.info(printable(f"round {round_number}  {what}  {done}/{total} {detail}"))
 
     def round_done(self, record: RoundRecord) -> None:
         """Nothing."""

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedsrd import toml
 from fedsrd.errors import DataError, PayloadError
 from fedsrd.federation.session import EMBEDDED
 from fedsrd.recipe import DataSection, Name
+from fedsrd.text import foreign
 
 KEYS = ("client", "data", "state", "import", "partition-id", "num-partitions")
 
@@ -94,7 +95,7 @@ def site_of(
     else:
         raise DataError('the SuperNode has no name: start it with --node-config \'client="NAME" data="PATH"\'')
     default = os.environ.get("FEDSRD_STATE") or Path.home() / ".local" / "state" / "fedsrd"
-    state = Path(str(config.get("state", default))).expanduser()
+    state = Path(os.path.expanduser(str(config.get("state", default))))
     data = config.get("data")
     return Site(name, () if data is None else _sections(str(data)), state, simulated)
 
@@ -106,18 +107,19 @@ def is_simulation() -> bool:
 
 
 def _sections(source: str) -> tuple[DataSection, ...]:
-    path = Path(source).expanduser()
+    # Path.expanduser raises where there is no such user.
+    path = Path(os.path.expanduser(source))
     if path.suffix != ".toml":
         return (DataSection(source=source),)
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as TOML: {error}") from None
+        tree = toml.load(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as TOML: {getattr(error, 'strerror', None) or error}") from None
     found = tree.get("data")
     try:
         sections = [DataSection.model_validate(entry) for entry in (found if isinstance(found, list) else [found])]
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(str(part) for part in ("data", *problem["loc"]))
+        where = foreign(".".join(str(part) for part in ("data", *problem["loc"])), 100)
         raise DataError(f'{path}: {where}: {problem["msg"]}; expected [data] with source = "PATH"') from None
     return tuple(sections)
