@@ -69,7 +69,8 @@ def endless():
 def extreme_run(hostile_run):
     rest = endless()
     records = [json.loads(line) for line in (hostile_run / "rounds.jsonl").read_text().splitlines()]
-    records = [extreme(record, rest, ("format",)) for record in records]
+    # Rounds that do not count up are refused.
+    records = [extreme(record, rest, ("format", "round")) for record in records]
     for place, record in enumerate(records):
         record["eval"] = dict.fromkeys(record["eval"], (math.nan, math.inf, 1e308, -1e308)[place % 4])
     (hostile_run / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
