@@ -1,7 +1,7 @@
 """All that a run, or a client, continues from, as one file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Checkpoint:
         known: the version that each client holds.
         counted: the last round in which each client's update was aggregated.
         federation: by which clients across a network tell this run from others.
+        norms: of each client's last accepted updates.
     """
 
     state: GlobalState
@@ -38,6 +39,7 @@ class Checkpoint:
     known: Mapping[str, int] = field(default_factory=dict)
     counted: Mapping[str, int] = field(default_factory=dict)
     federation: str = ""
+    norms: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is a tensor, by the part that it belongs to and its name."""
@@ -61,6 +63,7 @@ class Checkpoint:
                 "known": dict(self.known),
                 "counted": dict(self.counted),
                 "federation": self.federation,
+                "norms": {client: list(norms) for client, norms in self.norms.items()},
             }
         )
 
@@ -121,4 +124,6 @@ class Checkpoint:
             Broadcast(number, led_to, parts["missed"][str(led_to)].numpy().tobytes(), found, count)
             for number, led_to, found, count in said["missed"]
         )
-        return cls(state, parts["server"], clients, missed, said["known"], said["counted"], said["federation"])
+        # Checkpoints from before there were norms have none.
+        norms = said.get("norms", {})
+        return cls(state, parts["server"], clients, missed, said["known"], said["counted"], said["federation"], norms)

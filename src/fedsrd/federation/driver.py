@@ -72,6 +72,7 @@ class Driver:
         """Takes the state of the last complete round. A crash may have left the adapter one round behind it."""
         self.server.restore(checkpoint.state, checkpoint.server)
         self.server.ledger.restore(checkpoint.missed, checkpoint.known, checkpoint.counted)
+        self.server.history.restore(checkpoint.norms)
         self._write(checkpoint, records)
         self.observer.say(f"Continuing after round {checkpoint.state.version} of {self.recipe.rounds}")
         stored, now = self.folder.stored_recipe().environment, environment()
@@ -149,6 +150,7 @@ class Driver:
             server.ledger.known,
             server.ledger.counted,
             self.federation,
+            server.history.contents(),
         )
         self._write(checkpoint, records)
 
