@@ -147,29 +147,6 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, victim):
     assert victim.read_text() == "mine"
 
 
-def test_private_data_is_converted_in_a_scratch_folder_of_our_own(tmp_path, monkeypatch):
-    import tempfile
-
-    import datasets
-
-    from fedsrd.data.local import load_local
-
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
-    left = tmp_path / "temporary" / "fedsrd-scratch-left"
-    left.mkdir()
-    (left / "private.arrow").write_text("private")
-
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(datasets, "load_dataset", killed)
-    with pytest.raises(KeyboardInterrupt):
-        load_local(str(tmp_path / "rows.jsonl"), columns={}, template=None)
-    assert list((tmp_path / "temporary").iterdir()) == []
-
-
 class Holder:
     """What a replica saves and loads."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fedsrd
-from fedsrd.errors import FedSRDError, PayloadError, RecipeError
+from fedsrd.errors import FederationError, FedSRDError, PayloadError, RecipeError
 
 
 @pytest.fixture
@@ -109,8 +109,11 @@ def test_what_is_wrong_is_said_and_changes_nothing():
     ):
         with pytest.raises(kind, match=message):
             server.close(payloads)
-    with pytest.raises(ValueError, match="expected 1 positive numbers"):
-        server.close([good], weights=[0])
+    for weight in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="expected 1 positive numbers"):
+            server.close([good], weights=[weight])
+    with pytest.raises(ValueError, match="expected 2 positive numbers"):
+        server.close([good, good], weights=[1e308, 1e308])
     assert server.round == 0
     assert all(torch.equal(tensor, small()[name]) for name, tensor in server.state.items())
     with pytest.raises(PayloadError, match="expected a broadcast"):
@@ -121,6 +124,18 @@ def test_what_is_wrong_is_said_and_changes_nothing():
         fedsrd.sparsify(small(), small(float("nan")), **FIRST)
     with pytest.raises(FedSRDError, match="did you mean 'alpha'"):
         fedsrd.sparsify(small(), small(0.5), alhpa=0.5, **FIRST)
+
+
+def test_a_payload_that_spoils_the_round_is_named_and_changes_nothing():
+    server = fedsrd.Aggregator(small(), method="flasc")
+    payloads = [update(small(value), method="flasc") for value in (0.5, 1e30, 0.25)]
+    with pytest.raises(FederationError, match="^payload 1: the round cannot close with it: round 1: ") as found:
+        server.close(payloads)
+    assert "payload 0" not in str(found.value)
+    assert server.round == 0
+    assert all(torch.equal(tensor, small()[name]) for name, tensor in server.state.items())
+    server.close(payloads[::2])
+    assert server.round == 1
 
 
 def with_noise(client, value=0.3):

@@ -23,6 +23,7 @@ True
 True
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,8 +33,8 @@ from torch import Tensor
 from fedsrd import methods, wire
 from fedsrd import recipe as recipes
 from fedsrd.core.tensors import Delta, GlobalState, Tensors, TensorTable
-from fedsrd.errors import PayloadError
-from fedsrd.federation import transition
+from fedsrd.errors import FederationError, PayloadError
+from fedsrd.federation import screening, transition
 from fedsrd.federation.setup import optimizer_of
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import Contribution, Method, MethodState, capabilities
@@ -188,22 +189,30 @@ class Aggregator:
 
         Raises:
             PayloadError: a payload is damaged, of another round or adapter, or not finite. The state stays.
-            FederationError: the aggregate is not finite, or cannot be sent. The state stays.
+            FederationError: the aggregate, or the next state, is not finite, or cannot be sent; the message names the
+                payload without which the round would close. The state stays.
             ValueError: no payload, or weights that are none.
         """
         if not payloads:
             raise ValueError("no payload: a round needs one at least")
         shares = [1.0] * len(payloads) if weights is None else [float(weight) for weight in weights]
-        if len(shares) != len(payloads) or min(shares) <= 0:
+        if len(shares) != len(payloads) or not all(share > 0 for share in shares) or not math.isfinite(sum(shares)):
             raise ValueError(f"weights {list(weights or ())}: expected {len(payloads)} positive numbers")
-        contributions = []
-        for place, (payload, share) in enumerate(zip(payloads, shares, strict=True)):
+        deltas = []
+        for place, payload in enumerate(payloads):
             try:
-                delta = transition.read_update(self._config, self._state, payload)
+                deltas.append(transition.read_update(self._config, self._state, payload))
             except PayloadError as error:
                 raise PayloadError(f"payload {place}: {error}") from None
-            contributions.append(Contribution(f"client-{place}", delta, share / sum(shares)))
-        closed = transition.close(self._config, self._state, contributions, self._memory, len(payloads))
+
+        def close(places: Sequence[int]) -> transition.Closed:
+            total = sum(shares[place] for place in places)
+            chosen = [Contribution(f"client-{place}", deltas[place], shares[place] / total) for place in places]
+            return transition.close(self._config, self._state, chosen, self._memory, len(payloads))
+
+        closed, _, out = screening.close_with_most([screening.norm_of_delta(delta) for delta in deltas], close)
+        if closed is None or out:
+            raise FederationError("; ".join(f"payload {place}: {reason}" for place, reason in sorted(out.items())))
         self._state, self._memory = closed.state, closed.memory
         return closed.payload
 

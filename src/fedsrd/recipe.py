@@ -108,7 +108,11 @@ class ParticipationSection(_Section):
         deadline: seconds after which a round closes with whoever has answered (across a network; in one process
             everybody is waited for).
         attempts: how many times clients are asked before a round with too few usable updates ends the run.
-        norm_bound: an update whose norm is more than so many times the round's median is left out; 0 for no bound.
+        norm_bound: an update whose norm is more than so many times what is usual is left out: the round's median, or of
+            one or two updates, what the client, or others, had accepted before (docs/deploy.md); 0 for no bound.
+        max_share: with weighting = "examples", the largest share of one client in a round: what it has above that is
+            shared among the others. At 0.5 no client counts for more than all others together, and of two each counts
+            for half; 1 for no bound. Where equal shares are larger, shares are equal.
     """
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -116,6 +120,7 @@ class ParticipationSection(_Section):
     deadline: Annotated[float, Field(gt=0, le=1e8)] = 3600.0
     attempts: Positive = 3
     norm_bound: Annotated[float, Field(ge=0, le=1e9)] = 10.0
+    max_share: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
 class EvaluationSet(_Section):

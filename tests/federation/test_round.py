@@ -14,7 +14,7 @@ from fedsrd.core.tensors import GlobalState, digest
 from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation.client import Client
 from fedsrd.federation.messages import Failure, Update
-from fedsrd.federation.server import Server
+from fedsrd.federation.server import Server, TooFewError
 
 TABLE = lora.table_of((LoraModule("layers.0.q_proj", 24, 16, 4), LoraModule("layers.0.v_proj", 8, 16, 4)))
 
@@ -44,9 +44,9 @@ class NoiseTrainer:
         return Result(tensors)
 
 
-def federation(name="fedsrd", counts=(10, 20, 30), weighting="uniform", poison=None, coding=None):
+def federation(name="fedsrd", counts=(10, 20, 30), weighting="uniform", poison=None, coding=None, **more):
     config = config_of(build(name), TABLE, seed=3, up=coding)
-    server = Server(config, weighting)
+    server = Server(config, weighting, **more)
     clients = [
         Client(f"c{i}", config, NoiseTrainer(f"c{i}", count, (poison or {}).get(f"c{i}")))
         for i, count in enumerate(counts)
@@ -120,12 +120,17 @@ def test_an_update_that_its_number_type_cannot_hold_is_a_failure():
 
 
 def test_a_broadcast_that_its_number_type_cannot_hold_keeps_the_state():
-    server, clients = federation("fedavg", poison={"c1": 1e6})
+    server, clients = federation("fedavg", poison=dict.fromkeys(("c0", "c1", "c2"), 1e6))
     server.config = dataclasses.replace(server.config, downlink=wire.WireOptions(values="float16"))
     before = digest(server.state.tensors)
-    with pytest.raises(FederationError, match="round 1: the broadcast cannot be sent: .* does not fit float16"):
+    with pytest.raises(TooFewError, match="round 1: the broadcast cannot be sent: .* does not fit float16") as found:
         server.close_round(answers(server, clients))
+    assert sorted(failure.client for failure in found.value.rejected) == ["c0", "c1", "c2"]
     assert (server.version, digest(server.state.tensors)) == (0, before)
+    # Of one of them it is known whose fault that is.
+    server, clients = federation("fedavg", poison={"c1": 1e6})
+    server.config = dataclasses.replace(server.config, downlink=wire.WireOptions(values="float16"))
+    assert [failure.client for failure in server.close_round(answers(server, clients)).rejected] == ["c1"]
 
 
 def test_when_all_are_bad_the_round_ends_and_the_state_stays():
@@ -195,7 +200,7 @@ def test_a_replica_that_drifted_refuses_to_train_and_to_apply():
 
 
 def test_weights_by_examples_follow_the_counts_of_who_answered():
-    server, clients = federation("fedavg", counts=(1, 3), weighting="examples")
+    server, clients = federation("fedavg", counts=(1, 3), weighting="examples", max_share=1.0)
     both = answers(server, clients)
     deltas = [wire.decode_delta(answer.payload, TABLE)[1] for answer in both]
     closed = server.close_round(both)

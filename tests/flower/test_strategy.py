@@ -89,7 +89,7 @@ def nudge(message, context):
 def test_fedavg_through_the_mod_is_the_weighted_mean_of_the_factors(tmp_path):
     given = start()
     seen = {}
-    result = FedSRD("fedavg").start(
+    result = FedSRD("fedavg", max_share=1.0).start(
         toy(nudge, tmp_path),
         given,
         num_rounds=2,
@@ -196,6 +196,10 @@ def both(message, context):
     [
         (replaced(metrics=None), "fedsrd", "1 ArrayRecords and 0 MetricRecords"),
         (replaced(metrics=MetricRecord({"loss": 1.0})), "fedsrd", "with num-examples"),
+        (replaced(metrics=MetricRecord({"num-examples": -5})), "fedsrd", "num-examples = -5: .*greater than"),
+        (replaced(metrics=MetricRecord({"num-examples": 10**18})), "fedsrd", "num-examples = 10+: .*less than"),
+        (replaced(metrics=MetricRecord({"num-examples": float("nan")})), "fedsrd", "num-examples = nan: .*finite"),
+        (replaced(metrics=MetricRecord({"num-examples": [3, 4]})), "fedsrd", r"num-examples = \[3, 4\]: .*integer"),
         (replaced(arrays=ArrayRecord({"x": torch.zeros(2)})), "fedsrd", "differ from the adapter's in name or shape"),
         (both, "ffa-lora", "the method does not train a.lora_A.weight, but it has changed"),
     ],
@@ -203,6 +207,67 @@ def both(message, context):
 def test_mistakes_of_a_train_function_are_told_to_the_server(train, method, reason, tmp_path):
     with pytest.raises(FederationError, match=reason):
         FedSRD(method, attempts=1).start(toy(train, tmp_path, 1), start(), num_rounds=1, timeout=2)
+
+
+def test_a_loss_that_is_none_costs_a_client_nothing(tmp_path):
+    def train(message, context):
+        reply = nudge(message, context)
+        if context.node_config["partition-id"] == 0:
+            reply.content["metrics"]["train_loss"] = float("nan")
+        return reply
+
+    told = FedSRD("fedavg").start(toy(train, tmp_path / "one"), start(), num_rounds=1).train_metrics_clientapp[1]
+    assert dict(told) == {"train_loss": 1.0, "num-examples": 7, "uplink-bytes": told["uplink-bytes"]}
+    lost = replaced(metrics=MetricRecord({"num-examples": 3, "train_loss": 1e308}))
+    told = FedSRD("fedavg").start(toy(lost, tmp_path / "two"), start(), num_rounds=1).train_metrics_clientapp[1]
+    assert "train_loss" not in told
+
+
+def test_of_two_clients_none_counts_for_more_than_the_other_whatever_it_claims(tmp_path):
+    def boast(message, context):
+        reply = nudge(message, context)
+        reply.content["metrics"]["num-examples"] = 10**9 if context.node_config["partition-id"] else 1
+        return reply
+
+    boasted = FedSRD("fedavg").start(toy(boast, tmp_path / "one"), start(), num_rounds=1)
+    alike = FedSRD("fedavg", weighting="uniform").start(toy(nudge, tmp_path / "two"), start(), num_rounds=1)
+    expected = alike.arrays.to_torch_state_dict()
+    assert all(torch.equal(found, expected[name]) for name, found in boasted.arrays.to_torch_state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        {"eval_loss": 1.0},
+        {"num-examples": -1, "eval_loss": 9.0},
+        {"num-examples": 10**12, "eval_loss": 9.0},
+        {"num-examples": float("nan"), "eval_loss": 9.0},
+        {"num-examples": [1], "eval_loss": 9.0},
+        {"num-examples": 5, "eval_loss": float("nan")},
+        {"num-examples": 5, "eval_loss": float("inf")},
+        {"num-examples": 5, "eval_loss": [9.0]},
+    ],
+    ids=str,
+)
+def test_what_one_client_says_of_its_evaluation_does_not_spoil_the_others(said, tmp_path):
+    grid = toy(nudge, tmp_path)
+    app = ClientApp(mods=[fedsrd_mod])
+    app.train()(nudge)
+    metrics = MetricRecord({"num-examples": 2, "eval_loss": 0.5})
+    app.evaluate()(lambda message, context: Message(RecordDict({"metrics": metrics}), reply_to=message))
+    grid.app = app
+
+    def meddle(node, reply):
+        if node == 10 and reply.has_content() and "metrics" in reply.content:
+            del reply.content["metrics"]
+            if said is not None:
+                reply.content["metrics"] = MetricRecord(said)
+        return reply
+
+    grid.meddle = meddle
+    result = FedSRD("fedavg").start(grid, start(), num_rounds=1)
+    assert result.evaluate_metrics_clientapp[1]["eval_loss"] == 0.5
 
 
 def test_mistakes_in_the_strategy_are_told():

@@ -18,7 +18,7 @@ CLIENTS = 4
 WHO = [[0, 1, 2, 3], [0, 2], [1, 2, 3], [3], [0, 1, 2, 3], [0, 1]]
 """Who takes part, round by round: everybody is away in some, and comes back after one or several."""
 UNIFORM = pytest.param({}, [8] * CLIENTS, id="uniform")
-BY_EXAMPLES = pytest.param({"weighting": "examples"}, [1, 5, 2, 8], id="by examples")
+BY_EXAMPLES = pytest.param({"weighting": "examples", "max_share": 1.0}, [1, 5, 2, 8], id="by examples")
 WEIGHTINGS = pytest.mark.parametrize(("server", "examples"), [UNIFORM, BY_EXAMPLES])
 
 

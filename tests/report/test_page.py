@@ -1,6 +1,8 @@
 """The report as a file: whole, escaped, asking nobody for anything; and what it is refused for."""
 
+import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -11,6 +13,7 @@ from fedsrd import recipe as recipes
 from fedsrd.cli import app
 from fedsrd.errors import RunFolderError
 from fedsrd.federation import local, setup
+from fedsrd.federation.client import Client
 from fedsrd.report.page.write import report
 from fedsrd.runs.folder import RunFolder
 
@@ -51,6 +54,25 @@ def test_nothing_of_anybodys_becomes_markup(finished):
     figures = re.findall(r'<script type="application/json">(.*?)</script>', ours, re.DOTALL)
     assert len(figures) >= 5
     assert all(json.loads(figure)["data"] for figure in figures)
+
+
+def test_it_opens_whatever_clients_say_about_themselves(tiny_recipe, tmp_path, monkeypatch):
+    train = Client.train
+
+    def boast(self, *args):
+        update = train(self, *args)
+        return dataclasses.replace(update, loss=math.nan, seconds={"train": 1.7e308, "sparsify": -1.0, "sleep": 5.0})
+
+    monkeypatch.setattr(Client, "train", boast)
+    folder = run(tiny_recipe, tmp_path / "boasting")
+    text = (folder / "rounds.jsonl").read_text() + (folder / "summary.json").read_text()
+    assert not re.search("NaN|Infinity", text)
+    last = RunFolder(folder).records()[-1]
+    assert not last.rejected
+    assert math.isnan(last.train_loss)
+    assert last.seconds["train"] == 0
+    page = report([folder], folder / "report.html").read_text()
+    assert last.digest[:12] in page
 
 
 def test_it_asks_nobody_for_anything(finished):

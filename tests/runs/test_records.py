@@ -4,6 +4,8 @@ import json
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedsrd.errors import RunFolderError
 from fedsrd.runs.records import (
@@ -11,6 +13,7 @@ from fedsrd.runs.records import (
     Quality,
     RoundRecord,
     Summary,
+    checked,
     read_rounds,
     read_summary,
     rounds_text,
@@ -102,6 +105,39 @@ def test_a_folder_from_before_formats_is_read(rounds, summary):
 def test_a_loss_that_is_no_number_is_a_result(rounds):
     change(rounds, 2, eval={"code": math.nan}, train_loss=math.inf)
     assert math.isnan(read_rounds(rounds)[1].eval["code"])
+
+
+@given(st.lists(st.floats(), min_size=5, max_size=5))
+def test_a_file_holds_no_number_that_is_none_in_json(values):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    def alike(one, other):
+        return one == other or (math.isnan(other) and not math.isfinite(one))
+
+    loss, mine, evaluated, own, accuracy = values
+    record = ROUND.model_copy(
+        update={
+            "train_loss": loss,
+            "train_loss_by_client": {"a": mine},
+            "eval": {"code": evaluated},
+            "eval_by_client": {"a": {"code": own}},
+            "benchmarks": {"tort-law": {"acc,none": accuracy, "alias": "x", "none": None}},
+        }
+    )
+    text = rounds_text([record])
+    json.loads(text, parse_constant=refuse)
+    tree = json.loads(text)
+    del tree["format"]
+    found = checked(RoundRecord, tree, "here")
+    assert alike(loss, found.train_loss)
+    assert alike(mine, found.train_loss_by_client["a"])
+    assert alike(evaluated, found.eval["code"])
+    assert alike(own, found.eval_by_client["a"]["code"])
+    benchmark = found.benchmarks["tort-law"]
+    assert benchmark == {"acc,none": accuracy if math.isfinite(accuracy) else None, "alias": "x", "none": None}
+    quality = Quality(by_set={"x": mine}, in_domain=loss, out_of_domain=own)
+    json.loads(summary_text(SUMMARY.model_copy(update={"base": quality})), parse_constant=refuse)
 
 
 @pytest.mark.parametrize("newer", [FORMAT + 1, 99])

@@ -80,7 +80,7 @@ def _path(source: str) -> Path | None:
         path = Path(source).expanduser()
         local = path.exists() or path.suffix.lower() in READERS or source.startswith(("/", "./", "../", "~", ".\\"))
     except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"{source[:300]!r} is no usable path: {reason_of(error)[:300]}") from None
+        raise DataError(f"{source[:300]!r} is no usable path: {getattr(error, 'strerror', None) or error}") from None
     return path if local else None
 
 

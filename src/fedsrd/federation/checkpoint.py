@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class _Notes(BaseModel):
     counted: dict[str, int]
     federation: str
     recipe: str
+    norms: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Checkpoint:
         federation: by which clients across a network tell this run from others.
         recipe: digest of the run's recipe (`RunFolder.recipe_digest`).
         records: of all rounds so far, the content of rounds.jsonl.
+        norms: of each client's last accepted updates.
     """
 
     state: GlobalState
@@ -60,6 +62,7 @@ class Checkpoint:
     federation: str = ""
     recipe: str = ""
     records: str = ""
+    norms: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is a tensor, by the part that it belongs to and its name; and bytes, as uint8."""
@@ -86,6 +89,7 @@ class Checkpoint:
             counted=dict(self.counted),
             federation=self.federation,
             recipe=self.recipe,
+            norms={client: list(norms) for client, norms in self.norms.items()},
         ).model_dump_json()
 
     def to_bytes(self) -> bytes:
@@ -163,6 +167,7 @@ class Checkpoint:
             said.federation,
             said.recipe,
             records,
+            said.norms,
         )
 
 

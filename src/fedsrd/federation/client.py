@@ -29,8 +29,8 @@ class Trained(Protocol):
         """The tensors after training."""
 
     @property
-    def loss(self) -> float:
-        """Mean loss a response token, in nats."""
+    def loss(self) -> float | None:
+        """Mean loss a response token, in nats; None where training does not tell."""
 
 
 class Trainer(Protocol):

@@ -74,6 +74,7 @@ class Driver:
         self._recipe_digest = checkpoint.recipe
         self.server.restore(checkpoint.state, checkpoint.server)
         self.server.ledger.restore(checkpoint.missed, checkpoint.known, checkpoint.counted)
+        self.server.history.restore(checkpoint.norms)
         self._write_adapter_config()
         self._write(checkpoint, records)
         self.observer.say(f"Continuing after round {checkpoint.state.version} of {self.recipe.rounds}")
@@ -158,6 +159,7 @@ class Driver:
             self.federation,
             self._recipe_digest,
             rounds_text(records),
+            server.history.contents(),
         )
         self._write(checkpoint, records)
 

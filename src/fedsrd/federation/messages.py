@@ -1,8 +1,65 @@
 """What crosses between client and server. Updates are bytes of `wire`; the rest is small and typed."""
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
+
+from fedsrd.errors import PayloadError
 from fedsrd.text import foreign
+
+MOST_EXAMPLES = 10**9
+LARGEST_LOSS = 1e6
+LONGEST_PHASE = 1e7
+"""Seconds; four months."""
+
+
+def _or_none(value: Any, read: Callable[[Any], float | None]) -> float | None:
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
+
+Examples = Annotated[int, Field(ge=1, le=MOST_EXAMPLES)]
+Loss = Annotated[
+    Annotated[float, Field(ge=-LARGEST_LOSS, le=LARGEST_LOSS, allow_inf_nan=False)] | None, WrapValidator(_or_none)
+]
+"""Mean training loss a response token, in nats; None: not told, or no loss that can be."""
+Seconds = Annotated[
+    Annotated[float, Field(ge=0, le=LONGEST_PHASE, allow_inf_nan=False)] | None, WrapValidator(_or_none)
+]
+"""Of one phase; None: not told, or no time that can be."""
+
+
+class Phases(BaseModel):
+    """Seconds of a client's phases in a round; others that it may tell of are passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    train: Seconds = None
+    sparsify: Seconds = None
+    encode: Seconds = None
+
+    def told(self) -> dict[str, float]:
+        """The phases that it told of."""
+        return {phase: value for phase, value in self.model_dump().items() if value is not None}
+
+
+class Claims(BaseModel):
+    """All numbers that a client says about itself with an update; nobody can check them, so they are bounded.
+
+    The number of examples decides how much the update counts: one that is out of range is an error. Loss and seconds
+    are only shown: where they are out of range they count as not told.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    examples: Examples
+    loss: Loss = None
+    seconds: Phases = Phases()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +79,30 @@ class Update:
         round: the round of the task.
         examples: number of its training examples, for weighting.
         payload: the uplink.
-        loss: mean training loss a response token, in nats.
-        seconds: by phase: train, sparsify, encode.
+        loss: mean training loss a response token, in nats; None: not told.
+        seconds: by phase: train, sparsify, encode, as far as told.
     """
 
     client: str
     round: int
     examples: int
     payload: bytes
-    loss: float
+    loss: float | None
     seconds: dict[str, float]
+
+    def checked(self) -> "Update":
+        """The same with what the client says about itself read as `Claims`.
+
+        Raises:
+            PayloadError: its number of examples is none, or out of range.
+        """
+        try:
+            said = Claims.model_validate({"examples": self.examples, "loss": self.loss, "seconds": self.seconds})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise PayloadError(f"what the client says about itself is wrong at {where}: {problem['msg']}") from None
+        return dataclasses.replace(self, examples=said.examples, loss=said.loss, seconds=said.seconds.told())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What a run writes about itself (`runs.records`): one record a round, and the summary of all."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ from fedsrd.core import lora
 from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.rounds import Round
 from fedsrd.federation.server import Counts
-from fedsrd.means import domain_means
+from fedsrd.means import domain_means, mean
 from fedsrd.recipe import Recipe
 from fedsrd.runs.records import Quality, RoundRecord, Summary
 
@@ -59,7 +60,8 @@ def round_record(
 ) -> RoundRecord:
     """One round's object in rounds.jsonl. Bytes are lengths of real payloads; seconds are summed over clients."""
     closed = done.closed
-    losses = {update.client: round(update.loss, 6) for update in closed.accepted}
+    losses = {u.client: math.nan if u.loss is None else round(u.loss, 6) for u in closed.accepted}
+    told = mean(loss for loss in losses.values() if math.isfinite(loss))
     moved = sorted({factor for name in closed.downlink if (factor := lora.split(name)[1])})
     return RoundRecord(
         round=closed.broadcast.round,
@@ -71,7 +73,7 @@ def round_record(
         density_up_by_layer=density(closed.uplinks, table, layer_of),
         density_down=density([closed.downlink], table),
         seconds={phase: round(value, 4) for phase, value in seconds.items()},
-        train_loss=sum(losses.values()) / len(losses),
+        train_loss=math.nan if told is None else told,
         train_loss_by_client=losses,
         rejected={failure.client: failure.reason for failure in closed.rejected},
         attempts=done.attempts,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedsrd.errors import FederationError
-from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask, Update
+from fedsrd.federation.messages import Broadcast, Failure, Held, Phases, Sync, TrainTask, Update
 from fedsrd.federation.sampling import choose, share
 from fedsrd.federation.server import Closed, Server, TooFewError
 from fedsrd.recipe import ParticipationSection
@@ -100,10 +100,9 @@ class Rounds:
                     answers[failure.client] = failure
         for failure in closed.rejected:
             self.warn(f"round {number}: {failure.client} is left out: {failure.reason}")
-        seconds = {"train": 0.0, "sparsify": 0.0, "encode": 0.0}
-        for update in closed.accepted:
-            for phase, value in update.seconds.items():
-                seconds[phase] += value
+        seconds = {
+            phase: sum(update.seconds.get(phase, 0.0) for update in closed.accepted) for phase in Phases.model_fields
+        }
         began = time.perf_counter()
         counted = {update.client for update in closed.accepted}
         found = self.engine.deliver(closed.broadcast, {name: name in counted for name in answers})
@@ -138,8 +137,7 @@ class Rounds:
         """Closes the round with these answers.
 
         Raises:
-            TooFewError: fewer usable updates than the minimum.
-            FederationError: the aggregate is not finite, or cannot be sent. The state stays.
+            TooFewError: fewer usable updates than the minimum. The state stays.
         """
         self.take_reports()
         for answer in answers.values():

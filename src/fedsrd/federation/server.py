@@ -1,7 +1,5 @@
 """The server: holds the global factors, takes updates, makes the broadcast. Knows no model, only the tensor table."""
 
-import math
-import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +8,10 @@ from typing import Literal
 from fedsrd import wire
 from fedsrd.core.tensors import Delta, GlobalState, Tensors
 from fedsrd.errors import FederationError, PayloadError
-from fedsrd.federation import snapshot, transition
+from fedsrd.federation import screening, snapshot, transition
 from fedsrd.federation.ledger import Ledger
 from fedsrd.federation.messages import Broadcast, Failure, Held, Snapshot, Start, Sync, TrainTask, Update
+from fedsrd.federation.screening import History, NormBound
 from fedsrd.federation.spool import Spool
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import Contribution, MethodState
@@ -56,6 +55,16 @@ class Closed:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """An update that could be read: what it says, how many values of each tensor it has, and its norm."""
+
+    update: Update
+    delta: Delta
+    counts: Counts
+    norm: float
+
+
 class Server:
     """The server's side of the federation.
 
@@ -63,13 +72,16 @@ class Server:
         config: what it shares with the clients.
         weighting: every client alike, or by its number of examples.
         ranks: the clients that the recipe names, in its order, with their own ranks.
-        minimum: fewest usable updates that a round needs.
-        norm_bound: leaves out updates whose norm is more than so many times the round's median; None for no bound.
+        minimum: fewest usable updates that a round needs, 1 or more.
+        norm_bound: leaves out updates whose norm is more than so many times what is usual (`screening`); None for no
+            bound: then only what is not finite, or leads to what is not, is left out.
+        max_share: largest share of one client in the aggregate, where clients count by their examples.
 
     Attributes:
         state: the global state.
         memory: what the method keeps at the server between rounds.
         ledger: what clients have missed.
+        history: how large each client's last accepted updates were.
         roster: the clients that the recipe names, in its order.
         seeded: whether version 0 is the seed's start, which travels as the seed alone.
     """
@@ -82,16 +94,19 @@ class Server:
         *,
         minimum: int = 1,
         norm_bound: float | None = None,
+        max_share: float = 0.5,
     ) -> None:
         self.config = config
         self.state = config.start()
         self.memory: MethodState = {}
         self.ledger = Ledger()
+        self.history = History()
         self.roster = list(ranks or {})
         self.seeded = True
         self._weighting = weighting
         self._ranks = dict(ranks or {})
         self._minimum = minimum
+        self._max_share = max_share
         self._norm_bound = norm_bound
         self._snapshot: Snapshot | None = None
 
@@ -176,84 +191,93 @@ class Server:
     def close_round(self, answers: Sequence[Update | Failure]) -> Closed:
         """Checks the answers, aggregates the good ones, and moves to the next version.
 
-        An update that is damaged, of another round or version, or not finite is left out of the round and named.
+        An update that is damaged, of another round or version, not finite, far too large, a copy of another's, or one
+        with which the round cannot close is left out of the round and named.
 
         Raises:
-            TooFewError: fewer updates than the minimum are usable.
-            FederationError: the aggregate is not finite. The state stays as it was.
+            TooFewError: fewer updates than the minimum are usable. The state stays as it was.
         """
         number = self.version + 1
         began = time.perf_counter()
-        accepted: list[Update] = []
-        rejected: list[Failure] = []
-        counts: list[Counts] = []
         with Spool() as spool:
-            deltas: list[Delta] = []
-            norms: list[float] = []
-            for answer in answers:
-                if isinstance(answer, Failure):
-                    rejected.append(answer)
-                    continue
-                try:
-                    delta = self._read(answer)
-                except PayloadError as error:
-                    rejected.append(Failure(answer.client, number, str(error)))
-                    continue
-                accepted.append(answer)
-                counts.append({name: sparse.count for name, sparse in delta.items()})
-                norms.append(_norm(delta))
-                deltas.append(spool.keep(delta))
-            self._bound_norms(accepted, deltas, counts, rejected, norms, number)
-            if len(accepted) < self._minimum:
-                reasons = "; ".join(f"{failure.client}: {failure.reason}" for failure in rejected) or "nobody answered"
-                few = f"{len(accepted)} of at least {self._minimum} clients" if accepted else "no client"
-                raise TooFewError(f"round {number}: {few} sent a usable update ({reasons})", rejected)
+            found, rejected = self._read(answers, spool, number)
+            found = self._bounded(found, rejected, number)
+            if len(found) < self._minimum:
+                raise self._too_few(found, rejected, number)
             decoded = time.perf_counter()
-            contributions = [
-                Contribution(update.client, delta, weight, self._ranks.get(update.client))
-                for update, delta, weight in zip(accepted, deltas, self._weights(accepted), strict=True)
-            ]
-            clients = max(len(self.roster), len(self.ledger.known), len(accepted))
-            closed = transition.close(self.config, self.state, contributions, self.memory, clients)
+            closed, found = self._close(found, rejected, number)
         self.state, self.memory = closed.state, closed.memory
+        accepted = [one.update for one in found]
+        self.history.append({one.update.client: one.norm for one in found})
         seconds = {"decode": decoded - began, **closed.seconds}
         broadcast = Broadcast(number, number, closed.payload, self.digest, len(accepted))
         self.ledger.append(broadcast, [update.client for update in accepted])
         sent = {name: sparse.count for name, sparse in closed.sent.items()}
-        return Closed(broadcast, accepted, rejected, counts, sent, seconds)
+        return Closed(broadcast, accepted, rejected, [one.counts for one in found], sent, seconds)
 
-    def _read(self, update: Update) -> Delta:
-        delta = transition.read_update(self.config, self.state, update.payload)
-        if update.examples < 1:
-            raise PayloadError(f"the client says that it has {update.examples} examples")
-        return delta
+    def _read(
+        self, answers: Sequence[Update | Failure], spool: Spool, number: int
+    ) -> tuple[list[_Candidate], list[Failure]]:
+        """The answers that are updates of this round, decoded, and the failures."""
+        found: list[_Candidate] = []
+        rejected: list[Failure] = []
+        seen: dict[bytes, str] = {}
+        for answer in answers:
+            if isinstance(answer, Failure):
+                rejected.append(answer)
+                continue
+            try:
+                delta = transition.read_update(self.config, self.state, answer.payload)
+                update = answer.checked()
+            except PayloadError as error:
+                rejected.append(Failure(answer.client, number, str(error)))
+                continue
+            norm = screening.norm_of_delta(delta)
+            original = screening.copy_of(update.client, update.payload, norm, seen)
+            if original is not None:
+                rejected.append(Failure(update.client, number, f"its payload is a copy of {original}'s"))
+                continue
+            counts = {name: sparse.count for name, sparse in delta.items()}
+            found.append(_Candidate(update, spool.keep(delta), counts, norm))
+        return found, rejected
 
-    def _bound_norms(
-        self,
-        accepted: list[Update],
-        deltas: list[Delta],
-        counts: list[Counts],
-        rejected: list[Failure],
-        norms: list[float],
-        round_number: int,
-    ) -> None:
-        """Takes out the updates whose norm is far above the round's median; of one or two there is no telling."""
-        if self._norm_bound is None or len(norms) < 3:
-            return
-        median = statistics.median(norms)
-        for place in reversed(range(len(norms))):
-            if norms[place] > self._norm_bound * median:
-                above = f"more than {self._norm_bound:g} times the round's median {median:.3g}"
-                reason = f"its norm {norms[place]:.3g} is {above} (participation.norm_bound)"
-                rejected.append(Failure(accepted[place].client, round_number, reason))
-                del accepted[place], deltas[place], counts[place]
+    def _bounded(self, found: list[_Candidate], rejected: list[Failure], number: int) -> list[_Candidate]:
+        """Those whose norm is within the bound; the others are added to `rejected`."""
+        if self._norm_bound is None:
+            return found
+        bound = NormBound(self._norm_bound, screening.norm_of(self.state.tensors), self.config.uplink_table.elements)
+        clients, norms = [one.update.client for one in found], [one.norm for one in found]
+        out = bound.oversized(clients, norms, self.history)
+        rejected += [Failure(clients[place], number, reason) for place, reason in out.items()]
+        return [one for place, one in enumerate(found) if place not in out]
 
-    def _weights(self, accepted: Sequence[Update]) -> list[float]:
-        counts = [update.examples if self._weighting == "examples" else 1 for update in accepted]
-        return [count / sum(counts) for count in counts]
+    def _close(
+        self, found: list[_Candidate], rejected: list[Failure], number: int
+    ) -> tuple[transition.Closed, list[_Candidate]]:
+        """The round closed with those that it can close with; the others are added to `rejected`."""
 
+        def close(places: Sequence[int]) -> transition.Closed:
+            chosen = [found[place] for place in places]
+            contributions = [
+                Contribution(one.update.client, one.delta, weight, self._ranks.get(one.update.client))
+                for one, weight in zip(chosen, self._weights(chosen), strict=True)
+            ]
+            clients = max(len(self.roster), len(self.ledger.known), len(chosen))
+            return transition.close(self.config, self.state, contributions, self.memory, clients)
 
-def _norm(delta: Delta) -> float:
-    """Frobenius norm of a whole update."""
-    squares = (float(sparse.values.double().square().sum()) for sparse in delta.values())
-    return math.sqrt(sum(squares))
+        closed, kept, out = screening.close_with_most([one.norm for one in found], close)
+        rejected += [Failure(found[place].update.client, number, reason) for place, reason in out.items()]
+        left = [found[place] for place in kept]
+        if closed is None or len(left) < self._minimum:
+            raise self._too_few(left, rejected, number)
+        return closed, left
+
+    def _too_few(self, found: Sequence[_Candidate], rejected: Sequence[Failure], number: int) -> TooFewError:
+        reasons = "; ".join(f"{failure.client}: {failure.reason}" for failure in rejected) or "nobody answered"
+        few = f"{len(found)} of at least {self._minimum} clients" if found else "no client"
+        return TooFewError(f"round {number}: {few} sent a usable update ({reasons})", rejected)
+
+    def _weights(self, found: Sequence[_Candidate]) -> list[float]:
+        if self._weighting == "uniform":
+            return [1 / len(found)] * len(found)
+        return screening.shares([one.update.examples for one in found], self._max_share)

@@ -133,6 +133,7 @@ def server_of(recipe: Recipe, config: FederationConfig) -> Server:
         {entry.name: entry.rank for entry in recipe.clients},
         minimum=1 if config.method.pooled else asked.minimum,
         norm_bound=asked.norm_bound or None,
+        max_share=asked.max_share,
     )
 
 

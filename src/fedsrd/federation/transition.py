@@ -27,6 +27,8 @@ from fedsrd.methods import (
     capabilities,
 )
 
+UNABLE = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+"""What a method raises where updates that are finite lead to nothing that is."""
 _Update = Callable[[ServerContext], tuple[Delta, MethodState]]
 
 
@@ -251,7 +253,7 @@ def _close(
     context = ServerContext(number, config.seed, clients, laid(memory), codec.received, config.optimizer)
     try:
         made, kept = update(context)
-    except ValueError as error:
+    except UNABLE as error:
         raise FederationError(f"round {number}: no broadcast can be made: {error}; state kept") from None
     if not wire.is_finite(made):
         raise FederationError(f"round {number}: the aggregate has NaN or infinite values; state kept")
@@ -262,7 +264,10 @@ def _close(
         raise FederationError(f"round {number}: the broadcast cannot be sent: {error}; state kept") from None
     # The state moves by what travels, as the clients will read it.
     sent = read_broadcast(config, state, payload, count)
-    following = _applied(config, state, sent)
+    try:
+        following = _applied(config, state, sent)
+    except UNABLE as error:
+        raise FederationError(f"round {number}: the broadcast cannot be applied: {error}; state kept") from None
     if not _finite(following.tensors, following.base_delta, kept):
         raise FederationError(f"round {number}: the next state has NaN or infinite values; state kept")
     seconds = {"server": aggregated - began, "broadcast": time.perf_counter() - aggregated}

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsrd.errors import PayloadError
 from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask, Update
 from fedsrd.federation.remote import header
 from fedsrd.federation.server import Server
-from fedsrd.flower.records import content_of, envelope_of
+from fedsrd.flower.records import content_of, envelope_of, metrics_of
 from fedsrd.text import foreign
 
 HELLO_SECONDS = 60.0
@@ -142,7 +142,7 @@ class FlowerEngine:
         self._reports.append(Held(name, said.held))
         if said.failure is not None:
             return Failure(name, round_number, said.failure, said.lost)
-        return Update(name, said.round, said.examples, payload, said.loss, said.seconds.model_dump())
+        return Update(name, said.round, said.examples, payload, said.loss, said.seconds.told())
 
     def reports(self) -> list[Held]:
         """What clients have said that they hold since this was last asked."""
@@ -179,8 +179,8 @@ class FlowerEngine:
             )
         return found
 
-    def evaluate(self, names: Sequence[str], round_number: int) -> list[MetricRecord]:
-        """Has clients evaluate the newest version on their own data; the metrics of those who did."""
+    def evaluate(self, names: Sequence[str], round_number: int) -> list[tuple[int, dict[str, float]]]:
+        """Has clients evaluate the newest version on their own data; the examples and metrics of those who did."""
 
         def contents() -> Iterator[tuple[int, RecordDict]]:
             for name in names:
@@ -197,7 +197,7 @@ class FlowerEngine:
                 self._reports.append(Held(name, self._server.version, said.digest))
                 if said.failure is not None:
                     raise PayloadError(said.failure)
-                found += list(reply.content.metric_records.values())
+                found.append(metrics_of(reply.content))
             except PayloadError as error:
                 self._watch.event("failed", client=name, reason=f"no evaluation: {error}")
         return found

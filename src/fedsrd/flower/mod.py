@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, Context, Message, RecordDict
+from pydantic import ValidationError
 
 from fedsrd.core import lora
 from fedsrd.core.local_plan import LocalPlan
@@ -18,6 +19,7 @@ from fedsrd.core.lora import FACTORS
 from fedsrd.core.tensors import Tensors, TensorTable
 from fedsrd.errors import FederationError
 from fedsrd.federation.client import Client, Trainer
+from fedsrd.federation.messages import Claims
 from fedsrd.federation.remote.header import Job
 from fedsrd.federation.remote.replica import Replica
 from fedsrd.federation.remote.respond import Metrics
@@ -105,7 +107,7 @@ class _Borrowed:
 @dataclass(frozen=True, slots=True)
 class _Result:
     tensors: Tensors
-    loss: float
+    loss: float | None
 
 
 class _Trainer:
@@ -149,7 +151,12 @@ class _Trainer:
                     f"the method does not train {name}, but it has changed; freeze it (train-factors in the message's "
                     "config)"
                 )
-        metric: MetricRecord = metrics[0]
-        self.count = int(metric["num-examples"])  # type: ignore[arg-type]
-        loss = metric.get("train_loss", metric.get("loss", 0.0))
-        return _Result(found, float(loss) if isinstance(loss, int | float) else 0.0)
+        loss = metrics[0].get("train_loss", metrics[0].get("loss"))
+        try:
+            said = Claims.model_validate({"examples": metrics[0]["num-examples"], "loss": loss})
+        except ValidationError as error:
+            raise FederationError(
+                f"the train function's num-examples = {metrics[0]['num-examples']!r:.40}: {error.errors()[0]['msg']}"
+            ) from None
+        self.count = said.examples
+        return _Result(found, said.loss)

@@ -4,14 +4,18 @@ One Array, because Flower sends every one on its own: 448 small ones took ten ti
 """
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from pydantic import ValidationError
 
 from fedsrd.errors import PayloadError
+from fedsrd.federation.messages import Claims
 from fedsrd.federation.remote import respond as remote
 from fedsrd.federation.remote.header import Envelope
 
 HEADER = "fedsrd.header"
 PAYLOADS = "fedsrd.payloads"
 METRICS = "metrics"
+LARGEST = 1e300
+"""Of a metric: the mean of such numbers is one."""
 
 
 def content_of(message: Envelope) -> RecordDict:
@@ -35,6 +39,25 @@ def envelope_of(content: RecordDict) -> Envelope:
         raise PayloadError("the message is not one of FedSRD's: is the same app at both ends?")
     arrays = content.array_records.get(PAYLOADS)
     return Envelope(text, b"" if arrays is None or "bytes" not in arrays else arrays["bytes"].data)
+
+
+def metrics_of(content: RecordDict) -> tuple[int, dict[str, float]]:
+    """What a client's own evaluation found: its number of examples, and the metrics that can be averaged. Lists cannot,
+    nor what is no number.
+
+    Raises:
+        PayloadError: there is not one record of them, or its num-examples are none that can be.
+    """
+    found = list(content.metric_records.values())
+    if len(found) != 1:
+        raise PayloadError(f"{len(found)} MetricRecords; expected one")
+    try:
+        said = Claims.model_validate({"examples": found[0].get("num-examples")})
+    except ValidationError as error:
+        raise PayloadError(f"num-examples: {error.errors()[0]['msg']}") from None
+    rest = {key: value for key, value in found[0].items() if key != "num-examples"}
+    numbers = {key: value for key, value in rest.items() if isinstance(value, int | float) and abs(value) <= LARGEST}
+    return said.examples, {key: float(value) for key, value in numbers.items()}
 
 
 def respond(message: Message, context: Context, runtime: remote.ClientRuntime) -> Message:

@@ -7,11 +7,11 @@ Their clients add `fedsrd_mod`. Everything else is the server of every other Fed
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import getLogger
 from typing import Any, Literal
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, MetricRecordValues
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
@@ -45,7 +45,9 @@ class FedSRD(Strategy):
         weighting: every client alike, or by its number of examples.
         seed: of whatever the method draws, and of who is asked.
         wire: how payloads are coded (`recipe.WireSection`).
-        norm_bound: leaves out updates whose norm is so many times the round's median; 0 for no bound.
+        norm_bound: leaves out updates whose norm is so many times what is usual (`recipe.ParticipationSection`); 0 for
+            no bound.
+        max_share: largest share of one client, where clients count by their examples (there, too).
         attempts: how often clients are asked before a round with too few answers ends the run.
 
     Raises:
@@ -65,6 +67,7 @@ class FedSRD(Strategy):
         seed: int = 0,
         wire: WireSection | None = None,
         norm_bound: float = 10.0,
+        max_share: float = 0.5,
         attempts: int = 3,
     ) -> None:
         self._chosen = {"name": method, **(options or {})}
@@ -72,7 +75,11 @@ class FedSRD(Strategy):
         capabilities.check(self.method, capabilities.STRATEGY, f"method = {method!r}")
         self._optimizer = optimizer_of(self.method, server_optimizer)
         self.participation = ParticipationSection(
-            fraction=fraction_train, minimum=min_train_nodes, norm_bound=norm_bound, attempts=attempts
+            fraction=fraction_train,
+            minimum=min_train_nodes,
+            norm_bound=norm_bound,
+            max_share=max_share,
+            attempts=attempts,
         )
         self._fraction_evaluate = fraction_evaluate
         self._weighting = weighting
@@ -162,7 +169,13 @@ class FedSRD(Strategy):
         config = FederationConfig(
             self.method, table, self._seed, self._wire.uplink, self._wire.downlink, self._optimizer
         )
-        server = Server(config, self._weighting, minimum=asked.minimum, norm_bound=asked.norm_bound or None)
+        server = Server(
+            config,
+            self._weighting,
+            minimum=asked.minimum,
+            norm_bound=asked.norm_bound or None,
+            max_share=asked.max_share,
+        )
         start = config.start()
         # What a method replicates besides the model starts at zero.
         server.restore(GlobalState({**start.tensors, **tensors}))
@@ -226,15 +239,11 @@ class FedSRD(Strategy):
         wanted = share(len(names), self._fraction_evaluate, 1) if self._fraction_evaluate else 0
         found = engine.evaluate(choose(names, wanted, self._seed, number, -1), number) if wanted else []
         rounds.take_reports()
-        total = sum(_number(metrics["num-examples"]) for metrics in found)
-        if not found or not total:
+        if not found:
             return None
-        keys = [key for key in found[0] if key != "num-examples" and all(key in metrics for metrics in found)]
-        means = {
-            key: sum(_number(metrics[key]) * _number(metrics["num-examples"]) for metrics in found) / total
-            for key in keys
-        }
-        return MetricRecord({**means, "num-examples": total})
+        keys = dict.fromkeys(key for _, metrics in found for key in metrics)
+        means = {key: _mean([(metrics[key], count) for count, metrics in found if key in metrics]) for key in keys}
+        return MetricRecord({**means, "num-examples": sum(count for count, _ in found)})
 
     def _ready(self) -> tuple[Rounds, FlowerEngine]:
         if self._rounds is None or self._engine is None:
@@ -248,11 +257,12 @@ class FedSRD(Strategy):
     @staticmethod
     def _metrics(accepted: Iterable[Update]) -> MetricRecord:
         updates = list(accepted)
-        total = sum(update.examples for update in updates)
+        told = [(update.loss, update.examples) for update in updates if update.loss is not None]
+        loss = {"train_loss": _mean(told)} if told else {}
         return MetricRecord(
             {
-                "train_loss": sum(update.loss * update.examples for update in updates) / total,
-                "num-examples": total,
+                **loss,
+                "num-examples": sum(update.examples for update in updates),
                 "uplink-bytes": sum(len(update.payload) for update in updates),
             }
         )
@@ -280,6 +290,7 @@ def _note(into: dict[int, MetricRecord], number: int, found: MetricRecord | None
         into[number] = found
 
 
-def _number(value: MetricRecordValues) -> int | float:
-    """A metric that can be averaged; lists cannot, and count as nothing."""
-    return value if isinstance(value, int | float) else 0
+def _mean(found: Sequence[tuple[float, int]]) -> float:
+    """Of values weighted by their counts; shares first, so that no product overflows."""
+    total = sum(count for _, count in found)
+    return sum(value * (count / total) for value, count in found)

@@ -5,11 +5,12 @@ and so all of its lines are of one format; `summary.json` at its top. A file tha
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from fedsrd.errors import RunFolderError
 from fedsrd.recipe import explain
@@ -17,9 +18,20 @@ from fedsrd.recipe import explain
 FORMAT = 1
 """Of what this version writes. A new one whenever an older fedsrd would misread the file."""
 
-Nats = Annotated[float, Field(allow_inf_nan=True)]
-"""A loss. A model that has diverged has one that is no number, and that is a result."""
-Metrics = dict[str, int | Nats | str | None]
+
+def _number_or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _nan_for_null(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+Score = Annotated[float, Field(allow_inf_nan=True), PlainSerializer(_number_or_null)]
+"""A float that may be no number; in a file it is null then, as JSON has no NaN and no infinity."""
+Nats = Annotated[Score, BeforeValidator(_nan_for_null)]
+"""A loss. A model that has diverged has one that is no number, and that is a result: NaN here, null in a file."""
+Metrics = dict[str, int | Score | str | None]
 """One benchmark's row as lm-eval has it: "acc,none", "acc_stderr,none", "sample_len", "alias", ..."""
 
 
@@ -53,9 +65,9 @@ class RoundRecord(Stored):
         density_up: share of elements that clients sent, by group of modules and factor ("q_proj.B").
         density_up_by_layer: the same by layer and factor ("11.B").
         density_down: as `density_up`, of the broadcast.
-        seconds: by phase, all clients added up; round 0 has none.
-        train_loss: mean of the clients', nats a token; None in round 0.
-        train_loss_by_client: each client's.
+        seconds: by phase, all clients added up, as far as they told; round 0 has none.
+        train_loss: mean of the clients' that told any, nats a token; None in round 0.
+        train_loss_by_client: each client's; NaN (null in the file) of one that told none, or none that can be.
         rejected: why a client's update did not count.
         attempts: how many times clients were asked.
         eval: response NLL by held-out set, nats a token; empty where it was not measured.
@@ -73,7 +85,8 @@ class RoundRecord(Stored):
     density_up_by_layer: dict[str, float] = {}
     density_down: dict[str, float] = {}
     seconds: dict[str, float] = {}
-    train_loss: Nats | None = None
+    # Null in a file is NaN here too; round 0's None is not written.
+    train_loss: Annotated[Score | None, BeforeValidator(_nan_for_null)] = None
     train_loss_by_client: dict[str, Nats] = {}
     rejected: dict[str, str] = {}
     attempts: int = 1
@@ -135,12 +148,13 @@ class Summary(Stored):
 def rounds_text(records: Sequence[RoundRecord]) -> str:
     """The content of rounds.jsonl."""
     trees = [record.plain() for record in records]
-    return "".join(json.dumps(tree if place else {"format": FORMAT, **tree}) + "\n" for place, tree in enumerate(trees))
+    trees[:1] = [{"format": FORMAT, **tree} for tree in trees[:1]]
+    return "".join(json.dumps(tree, allow_nan=False) + "\n" for tree in trees)
 
 
 def summary_text(summary: Summary) -> str:
     """The content of summary.json."""
-    return json.dumps({"format": FORMAT, **summary.plain()}, indent=2) + "\n"
+    return json.dumps({"format": FORMAT, **summary.plain()}, indent=2, allow_nan=False) + "\n"
 
 
 def read_rounds(path: Path) -> list[RoundRecord]:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from fedsrd.core.tensors import TensorSpec, TensorTable
 from fedsrd.errors import PayloadError
-from fedsrd.federation.messages import Broadcast, Snapshot, Start, Sync
+from fedsrd.federation.messages import MOST_EXAMPLES, Broadcast, Loss, Phases, Snapshot, Start, Sync
 from fedsrd.recipe import DataSection, Name
 from fedsrd.text import foreign
 from fedsrd.wire.options import WireOptions
@@ -25,7 +25,6 @@ LIMIT = 4 << 20
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=0)]
 Version = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0)]
 Setting = bool | int | float | str
 Settings = dict[str, Setting | list[bool] | list[int] | list[float] | list[str]]
 Said = Annotated[str, AfterValidator(foreign)]
@@ -140,24 +139,18 @@ class Train(Order):
     digest: Digest
 
 
-class Phases(Header):
-    """Seconds of a client's phases."""
-
-    train: Seconds
-    sparsify: Seconds
-    encode: Seconds
-
-
 class TrainReply(Header):
-    """From a client: an `Update`, or where `failure` is set, a `Failure`. `held` is the version that it holds."""
+    """From a client: an `Update`, or where `failure` is set, a `Failure`. `held` is the version that it holds. What it
+    says about itself is as in `messages.Claims`.
+    """
 
     kind: Literal["train-reply"] = "train-reply"
     name: Name
     round: Version
     held: int
-    examples: Size = 0
-    loss: float = 0.0
-    seconds: Phases = Phases(train=0, sparsify=0, encode=0)
+    examples: Annotated[int, Field(ge=0, le=MOST_EXAMPLES)] = 0
+    loss: Loss = None
+    seconds: Phases = Phases()
     failure: Said | None = None
     lost: bool = False
 

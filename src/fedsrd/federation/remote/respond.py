@@ -9,7 +9,7 @@ from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import FederationError, FedSRDError, PayloadError
 from fedsrd.federation.client import NOTHING, Client, Trained, Trainer
-from fedsrd.federation.messages import Failure, TrainTask
+from fedsrd.federation.messages import Failure, Phases, TrainTask
 from fedsrd.federation.remote import header
 from fedsrd.federation.remote.header import Envelope, Job
 from fedsrd.federation.remote.log import Log
@@ -124,7 +124,7 @@ def _train(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntim
         held=client.version,
         examples=answer.examples,
         loss=answer.loss,
-        seconds=header.Phases(**answer.seconds),
+        seconds=Phases.model_validate(answer.seconds),
     )
     return Reply(header.pack(said, answer.payload))
 
