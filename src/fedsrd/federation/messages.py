@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+MOST_BROADCASTS = 4096
+"""In one message: who has missed more rounds than that gets the whole state."""
+
 
 @dataclass(frozen=True, slots=True)
 class Start:

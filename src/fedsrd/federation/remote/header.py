@@ -9,21 +9,25 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from fedsrd.core.lora import modules_of
 from fedsrd.core.tensors import TensorSpec, TensorTable
 from fedsrd.errors import PayloadError
-from fedsrd.federation.messages import Broadcast, Snapshot, Start, Sync
+from fedsrd.federation.messages import MOST_BROADCASTS, Broadcast, Snapshot, Start, Sync
 from fedsrd.recipe import DataSection, Name
 from fedsrd.wire.options import WireOptions
 
-PROTOCOL = 2
+PROTOCOL = 3
+"""Version 1 and 2 bound no name to a key; they are refused."""
 LIMIT = 4 << 20
 """Longest header that is read, in characters."""
+MOST_DIMENSIONS = 16
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=0)]
-Version = Annotated[int, Field(ge=0)]
+Version = Annotated[int, Field(ge=0, lt=1 << 32)]
+Held = Annotated[int, Field(ge=-1, lt=1 << 32)]
 Seconds = Annotated[float, Field(ge=0)]
 Setting = bool | int | float | str
 Settings = dict[str, Setting | list[bool] | list[int] | list[float] | list[str]]
@@ -56,7 +60,7 @@ class BroadcastHeader(Header):
     round: Version
     version: Version
     digest: Digest
-    clients: Annotated[int, Field(ge=1)]
+    clients: Annotated[int, Field(ge=1, lt=1 << 32)]
     size: Size
 
 
@@ -65,8 +69,21 @@ class SyncHeader(Header):
 
     start: StartHeader | None = None
     snapshot: SnapshotHeader | None = None
-    broadcasts: list[BroadcastHeader] = []
+    broadcasts: Annotated[list[BroadcastHeader], Field(max_length=MOST_BROADCASTS)] = []
     counted: Version = 0
+
+
+def _table(specs: list[TensorSpec]) -> list[TensorSpec]:
+    """Tensors that can be a table's: so that nothing behind this meets a shape that is none."""
+    for spec in specs:
+        if len(spec.shape) > MOST_DIMENSIONS or not all(0 <= side < 1 << 32 for side in spec.shape):
+            raise ValueError(f"{spec.name[:64]!r} has a shape that no tensor has")
+        if spec.role != TensorSpec.named(spec.name, spec.shape).role:
+            raise ValueError(f"{spec.name[:64]!r} is called {spec.role}, which its name and shape do not say")
+    if len({spec.name for spec in specs}) != len(specs):
+        raise ValueError("two tensors have one name")
+    modules_of(TensorTable(tuple(specs)))
+    return specs
 
 
 class Job(Header):
@@ -90,7 +107,7 @@ class Job(Header):
     rank: Annotated[int, Field(ge=1)] | None = None
     recipe: dict[str, Any] | None = None
     data: list[DataSection] = []
-    tensors: list[TensorSpec] = []
+    tensors: Annotated[list[TensorSpec], AfterValidator(_table)] = []
     train_config: Settings = {}
     evaluate_config: Settings = {}
 
@@ -260,7 +277,7 @@ def sync_of_header(header: SyncHeader, payload: bytes) -> Sync:
     sizes += [broadcast.size for broadcast in header.broadcasts]
     if sum(sizes) != len(payload):
         raise PayloadError(f"the header tells of {sum(sizes)} bytes of payloads, {len(payload)} came")
-    ends = [sum(sizes[:place]) for place in range(len(sizes) + 1)]
+    ends = itertools.accumulate(sizes, initial=0)
     parts = iter([payload[low:high] for low, high in itertools.pairwise(ends)])
     start = Start(next(parts), header.start.digest) if header.start else None
     snapshot = None

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from pydantic import ValidationError
+
 from fedsrd import plugins
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import TensorTable
@@ -11,12 +13,14 @@ from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation.client import NOTHING, Client, Trained, Trainer
 from fedsrd.federation.messages import Failure, TrainTask
 from fedsrd.federation.remote import header
+from fedsrd.federation.remote.guard import GuardedClient
 from fedsrd.federation.remote.header import Envelope, Job
 from fedsrd.federation.remote.log import Log
 from fedsrd.federation.remote.replica import Replica
 from fedsrd.federation.remote.site import Site, site_of
 from fedsrd.federation.setup import method_of
 from fedsrd.federation.transition import FederationConfig
+from fedsrd.methods import Method
 
 Order = TypeVar("Order", header.Train, header.Evaluate, header.Finalize)
 Metrics = Mapping[str, Any]
@@ -35,10 +39,14 @@ class ClientRuntime(Protocol):
 
     Attributes:
         strict: whether the site's settings hold nothing but our own keys.
+        knows_model: whether `table` comes from the client's own model, and not from the server.
     """
 
     @property
     def strict(self) -> bool: ...
+
+    @property
+    def knows_model(self) -> bool: ...
 
     def table(self, job: Job) -> TensorTable:
         """The model's trained tensors."""
@@ -168,12 +176,19 @@ def _client(order: header.Order, site: Site, runtime: ClientRuntime, replica: Re
     """The client with what it has kept; without its replica, where the server says that this is not of the run."""
     job = order.job
     trainer = _OnDemand(lambda: runtime.trainer(job, site))
-    config = FederationConfig(method_of(job.method), runtime.table(job), job.seed, job.uplink)
-    client = Client(site.name, config, trainer, job.rank)
+    config = FederationConfig(_method(job), runtime.table(job), job.seed, job.uplink)
+    client = GuardedClient(site.name, config, trainer, job.rank, knows_model=runtime.knows_model)
     replica.load(client)
     if order.reset:
         client.restore(NOTHING)
     return client
+
+
+def _method(job: Job) -> Method:
+    try:
+        return method_of(job.method)
+    except (KeyError, TypeError, ValidationError) as error:
+        raise PayloadError(f"the server's [method] table cannot be read: {str(error).splitlines()[0]}") from None
 
 
 class _OnDemand:
