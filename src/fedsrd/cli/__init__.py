@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from fedsrd import __version__
-from fedsrd.cli import compare, data, evaluate, inspect, plan, report, run
+from fedsrd.cli import compare, data, evaluate, inspect, key, plan, report, run
 from fedsrd.cli.common import app, fail
 from fedsrd.errors import FedSRDError
 from fedsrd.threads import wait_passively
 
-__all__ = ["app", "compare", "data", "evaluate", "inspect", "main", "plan", "report", "run"]
+__all__ = ["app", "compare", "data", "evaluate", "inspect", "key", "main", "plan", "report", "run"]
 
 MEMORY_ADVICE = (
     "Use smaller batches (--set training.batch_size=1 --set training.accumulation=8; --batch 1), shorter sequences "

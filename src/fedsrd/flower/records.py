@@ -39,7 +39,7 @@ def envelope_of(content: RecordDict) -> Envelope:
 
 def respond(message: Message, context: Context, runtime: remote.ClientRuntime) -> Message:
     """The reply to one of the server's messages. Errors as `federation.remote.respond.respond`."""
-    reply = remote.respond(envelope_of(message.content), context.node_config, runtime)
+    reply = remote.respond(envelope_of(message.content), context.node_config, runtime, context.node_id)
     content = content_of(reply.message)
     if reply.metrics:
         content[METRICS] = MetricRecord(dict(reply.metrics))

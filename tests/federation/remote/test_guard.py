@@ -90,4 +90,4 @@ def test_a_method_that_is_none_is_refused(method, tmp_path):
     job = {"method": method, "seed": 0, "uplink": {}}
     order = {"kind": "finalize", "federation": "0" * 16, "name": "c0", "reset": False, "job": job, "sync": {}}
     with pytest.raises(PayloadError, match=r"\[method\] table cannot be read"):
-        respond(Envelope(json.dumps(order)), {"client": "c0", "state": str(tmp_path)}, Nothing())
+        respond(Envelope(json.dumps(order)), {"client": "c0", "state": str(tmp_path)}, Nothing(), 7)

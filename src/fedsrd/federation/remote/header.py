@@ -5,7 +5,6 @@ what came.
 """
 
 import itertools
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,16 +14,17 @@ from fedsrd.core.lora import modules_of
 from fedsrd.core.tensors import TensorSpec, TensorTable
 from fedsrd.errors import PayloadError
 from fedsrd.federation.messages import MOST_BROADCASTS, Broadcast, Snapshot, Start, Sync
-from fedsrd.recipe import DataSection, Name
+from fedsrd.recipe import DataSection, Name, PublicKey
 from fedsrd.wire.options import WireOptions
 
 PROTOCOL = 3
-"""Version 1 and 2 bound no name to a key; they are refused."""
+"""1 and 2 bound no name to a key; they are refused."""
 LIMIT = 4 << 20
 """Longest header that is read, in characters."""
 MOST_DIMENSIONS = 16
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+DigestOrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Size = Annotated[int, Field(ge=0)]
 Version = Annotated[int, Field(ge=0, lt=1 << 32)]
 Held = Annotated[int, Field(ge=-1, lt=1 << 32)]
@@ -117,22 +117,34 @@ class Job(Header):
 
 
 class Hello(Header):
-    """To a client: who are you? `names` are those of the recipe, for simulated clients, who have only a number."""
+    """To a client: who are you?
+
+    Attributes:
+        names: those of the recipe, for simulated clients, who have only a number.
+        node: the carrier's number of whom this is for.
+        nonce: never used before; what a site signs (`identity`).
+    """
 
     kind: Literal["hello"] = "hello"
     protocol: int = PROTOCOL
     federation: Federation
     names: list[Name]
+    node: Annotated[int, Field(ge=0, lt=1 << 64)]
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class HelloReply(Header):
-    """From a client: its name, the version that it holds (-1: none), and that state's digest ("": none)."""
+    """From a client: its name, the version that it holds (-1: none), and that state's digest ("": none); from one that
+    has a key, its public half and the signature of `identity.statement`.
+    """
 
     kind: Literal["hello-reply"] = "hello-reply"
     protocol: int = PROTOCOL
     name: Name
-    held: int
-    digest: str
+    held: Held
+    digest: DigestOrNone
+    key: PublicKey | None = None
+    signature: Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]{86}==)?$")] = ""
 
 
 class Order(Header):
@@ -195,8 +207,8 @@ class SyncReply(Header):
 
     kind: Literal["sync-reply"] = "sync-reply"
     name: Name
-    held: int
-    digest: str
+    held: Held
+    digest: DigestOrNone
     failure: str | None = None
 
 
@@ -219,10 +231,9 @@ def pack(header: Header, payload: bytes = b"") -> Envelope:
 def kind_of(message: Envelope) -> str:
     """The kind of a message. Raises PayloadError as `unpack`."""
     try:
-        kind = json.loads(_text(message))["kind"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return _Kind.model_validate_json(_text(message)).kind
+    except ValidationError:
         raise PayloadError("the message's header is no JSON object with a kind") from None
-    return str(kind)
 
 
 def unpack(message: Envelope, kind: type[Kind]) -> tuple[Kind, bytes]:
@@ -234,14 +245,12 @@ def unpack(message: Envelope, kind: type[Kind]) -> tuple[Kind, bytes]:
     try:
         header = kind.model_validate_json(_text(message))
     except ValidationError as error:
+        # Of another protocol nothing else need be right.
+        _speaks_ours(_spoken(message))
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise PayloadError(f"a {kind.__name__} header is wrong at {where or 'its start'}: {problem['msg']}") from None
-    protocol = getattr(header, "protocol", PROTOCOL)
-    if protocol != PROTOCOL:
-        raise PayloadError(
-            f"the other side speaks protocol {protocol}, this one {PROTOCOL}: install one version of fedsrd"
-        )
+    _speaks_ours(getattr(header, "protocol", PROTOCOL))
     return header, message.payload
 
 
@@ -285,6 +294,32 @@ def sync_of_header(header: SyncHeader, payload: bytes) -> Sync:
         snapshot = Snapshot(header.snapshot.version, next(parts), next(parts), header.snapshot.digest)
     broadcasts = tuple(Broadcast(b.round, b.version, next(parts), b.digest, b.clients) for b in header.broadcasts)
     return Sync(start, snapshot, broadcasts, header.counted)
+
+
+class _Kind(BaseModel):
+    """What every header says, whatever else it is."""
+
+    kind: str
+
+
+class _Spoken(BaseModel):
+    """What a header of any version may say."""
+
+    protocol: int = PROTOCOL
+
+
+def _spoken(message: Envelope) -> int:
+    try:
+        return _Spoken.model_validate_json(message.text).protocol
+    except ValidationError:
+        return PROTOCOL
+
+
+def _speaks_ours(protocol: int) -> None:
+    if protocol != PROTOCOL:
+        raise PayloadError(
+            f"the other side speaks protocol {protocol}, this one {PROTOCOL}: install one version of fedsrd"
+        )
 
 
 def _text(message: Envelope) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation.client import NOTHING, Client, Trained, Trainer
 from fedsrd.federation.messages import Failure, TrainTask
-from fedsrd.federation.remote import header
+from fedsrd.federation.remote import header, identity
 from fedsrd.federation.remote.guard import GuardedClient
 from fedsrd.federation.remote.header import Envelope, Job
 from fedsrd.federation.remote.log import Log
@@ -61,13 +62,14 @@ class ClientRuntime(Protocol):
         """After the last round."""
 
 
-def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
+def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime, node: int) -> Reply:
     """The reply to one of the server's messages.
 
     Args:
         message: what came.
         settings: the site's own (`site.site_of`).
         runtime: how the client gets at model and data.
+        node: the carrier's number of this client.
 
     Raises:
         PayloadError: the message is not one of ours, or damaged.
@@ -76,7 +78,7 @@ def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRunti
     if (module := settings.get("import")) is not None:
         plugins.load(str(module))
     handlers: dict[str, Callable[[Envelope, Mapping[str, Any], ClientRuntime], Reply]] = {
-        "hello": _hello,
+        "hello": partial(_hello, node),
         "train": _train,
         "evaluate": _evaluate,
         "finalize": _finalize,
@@ -87,11 +89,19 @@ def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRunti
     return handlers[kind](message, settings, runtime)
 
 
-def _hello(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
+def _hello(node: int, message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
     hello, _ = header.unpack(message, header.Hello)
     site = site_of(settings, hello.names, strict=runtime.strict)
     state = Replica(site.state, hello.federation, site.name).state()
-    reply = header.HelloReply(name=site.name, held=state.version, digest="" if state.version < 0 else state.digest)
+    held, digest = state.version, "" if state.version < 0 else state.digest
+    if site.key is None:
+        return Reply(header.pack(header.HelloReply(name=site.name, held=held, digest=digest)))
+    if hello.node != node:
+        # Whoever could have this signed for another node would have the name there.
+        raise PayloadError(f"a greeting for node {hello.node}: this is {node}, and signs for itself alone")
+    key = identity.load(site.key)
+    signature = key.sign(identity.statement(hello.federation, hello.nonce, node, site.name, held, digest))
+    reply = header.HelloReply(name=site.name, held=held, digest=digest, key=key.public, signature=signature)
     return Reply(header.pack(reply))
 
 
