@@ -51,6 +51,12 @@ class FederationError(FedSRDError):
     """The round cannot go on (no usable update, replicas differ). The last complete round is kept."""
 
 
+class IdentityError(FedSRDError):
+    """A site's key is missing, open to others, or no key."""
+
+    exit_code = 2
+
+
 class EvaluationError(FedSRDError):
     """A benchmark is unknown, cannot be read as it is, or cannot be run safely here."""
 

@@ -3,6 +3,8 @@
 Same recipe and seed, same bytes: whatever changes a run's result stands here and nowhere else.
 """
 
+import base64
+import binascii
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedsrd import toml
 from fedsrd.core.server_optimizer import ServerOptimizerOptions
@@ -29,6 +31,26 @@ Positive = Annotated[int, Field(ge=1, le=MOST)]
 NotNegative = Annotated[int, Field(ge=0, le=MOST)]
 Options = TypeVar("Options", bound=BaseModel)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+KEY_PREFIX = "ed25519:"
+
+
+def key_bytes(key: str) -> bytes:
+    """The 32 bytes of a public key. Raises ValueError where it is none, or not the one way to write it."""
+    try:
+        raw = base64.b64decode(key.removeprefix(KEY_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 32 or key != KEY_PREFIX + base64.b64encode(raw).decode():
+        raise ValueError(f"expected {KEY_PREFIX!r} and 32 bytes in base64, the line that `fedsrd key` prints")
+    return raw
+
+
+def _public_key(key: str) -> str:
+    key_bytes(key)
+    return key
+
+
+PublicKey = Annotated[str, Field(max_length=64), AfterValidator(_public_key)]
 
 
 class _Section(BaseModel):
@@ -85,13 +107,16 @@ class ClientSection(_Section):
     """One client and its private data.
 
     `data` may be left out where only the client's own site knows it (docs/deploy.md); `also` is more data of the same
-    client; `rank` its own, where the method takes lower ranks than the adapter's.
+    client; `rank` its own, where the method takes lower ranks than the adapter's. `key` is the public half of the
+    site's key, as `fedsrd key` prints it: across a network only who holds the other half has the name. A run in one
+    process has no use for it, and a run may be resumed with other keys.
     """
 
     name: Name
     data: DataSection | None = None
     also: list[DataSection] = []
     rank: Positive | None = None
+    key: PublicKey | None = None
 
     @property
     def sections(self) -> tuple[DataSection, ...]:
@@ -186,6 +211,12 @@ class Recipe(_Section):
                 if entry.name in seen:
                     raise ValueError(f"{what}: two are called {entry.name!r}; give each its own name")
                 seen.add(entry.name)
+        keys: dict[str, str] = {}
+        for client in self.clients:
+            if client.key is not None and keys.setdefault(client.key, client.name) != client.name:
+                raise ValueError(
+                    f"clients: {keys[client.key]!r} and {client.name!r} have one key; each site has its own"
+                )
         if self.participation.minimum > len(self.clients):
             raise ValueError(
                 f"participation.minimum = {self.participation.minimum}: there are {len(self.clients)} clients"
@@ -193,12 +224,15 @@ class Recipe(_Section):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Everything but the environment, defaults filled in: what two runs must share to be the same run."""
-        return self.model_dump(exclude={"environment"}, exclude_none=True)
+        """Everything but the environment and the clients' keys, defaults filled in: what two runs must share to be the
+        same run.
+        """
+        return self.model_dump(exclude={"environment": True, "clients": {"__all__": {"key"}}}, exclude_none=True)
 
     def to_toml(self, environment: Mapping[str, str]) -> str:
         """The resolved recipe as TOML, with the versions of what ran it."""
-        return tomli_w.dumps({**self.resolved(), "environment": dict(environment)})
+        tree = self.model_dump(exclude={"environment"}, exclude_none=True)
+        return tomli_w.dumps({**tree, "environment": dict(environment)})
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:

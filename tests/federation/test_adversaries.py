@@ -85,6 +85,7 @@ class Sites:
     """What every client process does: our protocol, with a toy in the place of training."""
 
     strict = True
+    knows_model = True
 
     def __init__(self):
         self.trainers = {name: ToyTrainer(place + 1) for place, name in enumerate(NAMES)}

@@ -210,7 +210,7 @@ class There(World):
         self.serve()
         self.save()
 
-    strict = True
+    strict = knows_model = True
 
     def table(self, job):
         return job.table()

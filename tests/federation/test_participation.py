@@ -190,6 +190,9 @@ def test_a_snapshot_that_is_not_whole_is_refused():
     closed = Federation(build("fedsrd")).round()
     with pytest.raises(PayloadError, match="expected a snapshot"):
         snapshot.read(dataclasses.replace(taken, payload=closed.broadcast.payload), TABLE)
+    changed = Federation(build("flora")).rounds(2).server
+    with pytest.raises(PayloadError, match="a change of the frozen weights: this method makes none"):
+        Federation(build("fedsrd")).clients[0].sync(Sync(snapshot=snapshot.take(changed.state, TABLE)))
     half = Federation(build("fedsrd")).clients[0]
     with pytest.raises(FederationError, match="version 2 has digest"):
         half.sync(Sync(snapshot=dataclasses.replace(taken, digest="0" * 64)))

@@ -102,7 +102,7 @@ def test_it_goes_through_flower(tmp_path):
     keys = {"c0": 1, "c1": 2}
 
     class Runtime:
-        strict = True
+        strict = knows_model = True
 
         def table(self, job):
             return job.table()

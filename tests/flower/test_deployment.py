@@ -1,5 +1,6 @@
 """docs/deploy.md on loopback: TLS, keys, three sites as processes; killed and started again."""
 
+import json
 import random
 import re
 import shutil
@@ -92,7 +93,7 @@ def test_a_server_and_clients_that_are_killed_at_any_moment(deployment, tiny_mod
     text = (deployment.server / "recipe.toml").read_text()
     for site in SITES:
         data = deployment.folder(site) / "data.jsonl"
-        text = text.replace(f'name = "{site}" }}', f'name = "{site}", data = {{ source = "{data}" }} }}')
+        text = text.replace(f'name = "{site}",', f'name = "{site}", data = {{ source = "{data}" }},')
     (tmp_path / "calm.toml").write_text(text)
     command = ["fedsrd", "run", str(tmp_path / "calm.toml"), "--out", str(tmp_path / "calm")]
     subprocess.run(command, check=True, env=deployment.env, capture_output=True, timeout=300)
@@ -114,11 +115,20 @@ def test_who_has_no_registered_key_or_no_tls_is_turned_away(deployment, tiny_mod
     assert keyless != command != plain != keyless
     for name, text, port in (("keyless", keyless, "9151"), ("plain", plain, "9152")):
         deployment.start(name, text, stranger, SITE=name, PORT=port)
-    deployment.supernode("st-mary")
+    # Nor does a registered site have another's name: charite, which is there first, is left out as st-mary.
+    lie = command.replace('client=\\"$SITE\\"', 'client=\\"st-mary\\"')
+    assert lie != command
+    deployment.start("liar", lie, deployment.folder("charite"), SITE="charite", PORT="9153")
     deployment.run()
+    log = deployment.server / "run" / "log.jsonl"
+    deployment.wait_for(lambda: log.is_file() and '"refused"' in log.read_text())
+    deployment.supernode("st-mary")
     deployment.wait_for_the_end()
     assert set(deployment.records()[1].bytes_up) == {"st-mary"}
-    joined = [line for line in (deployment.server / "run" / "log.jsonl").read_text().splitlines() if '"joined"' in line]
-    assert len(joined) == 1
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["client"] for line in lines if line["event"] == "joined"] == ["st-mary"]
+    refused = [line["reason"] for line in lines if line["event"] == "refused"]
+    assert refused
+    assert all("does not hold the key of st-mary in the recipe" in reason for reason in refused)
     for name in ("stranger", "keyless", "plain"):
         assert "Receiving" not in (stranger / f"{name}.out").read_text()

@@ -32,6 +32,7 @@ class Runtime:
     """A client's model and data: none."""
 
     strict = True
+    knows_model = True
 
     def table(self, job):
         return TABLE
@@ -60,7 +61,7 @@ def one_input(data: bytes) -> None:
         assert len(said.model_dump_json()) < header.LIMIT
     state = Path(tempfile.mkdtemp(prefix="fedsrd-fuzz-", dir="/dev/shm"))
     try:
-        respond(message, {"client": "c0", "state": str(state)}, Runtime())
+        respond(message, {"client": "c0", "state": str(state)}, Runtime(), 10)
     except FedSRDError:
         pass
     finally:

@@ -110,12 +110,13 @@ class Deployment:
         raise AssertionError((self.server / "superlink.out").read_text())
 
     def set_up(self, recipe):
-        """Certificates, SuperLink, keys, data and admission: steps 1 to 5. `recipe` is written for the server."""
+        """Certificates, SuperLink, keys, data and admission: steps 1 to 5. `recipe` is written for the server, with the
+        sites' public keys.
+        """
         certificates, connection = [text for fence, text in blocks() if fence == ("sh", "server")]
         self.shell(certificates, self.server)
         self.shell(connection, self.server)
         self.superlink()
-        (self.server / "recipe.toml").write_text(recipe, encoding="utf-8")
         for place, site in enumerate(self.sites):
             folder = self.folder(site)
             rows = [{"instruction": f"add {i} and {place}", "response": f"it is {i + place}"} for i in range(12)]
@@ -124,6 +125,10 @@ class Deployment:
             self.shell(block("sh", "site"), folder, SITE=site)
             shutil.copy(folder / "node.key.pub", self.server / f"{site}.pub")
             self.shell(block("sh", "server", "per-site"), self.server, SITE=site)
+            key = (folder / "name.pub").read_text().strip()
+            recipe, count = re.subn(rf'(name = "{site}", key = )"[^"]*"', rf'\1"{key}"', recipe)
+            assert count == 1
+        (self.server / "recipe.toml").write_text(recipe, encoding="utf-8")
 
     def supernode(self, site, **more):
         """Starts a site's SuperNode: step 6."""

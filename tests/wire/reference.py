@@ -12,7 +12,7 @@ U64 = (1 << 64) - 1
 
 class Stream:
     def __init__(self, words):
-        self.words = list(words)
+        self.words, self.whole, self.untouched = list(words), bool(words), True
         self.code = self.next() << 32 | self.next()
         self.range = U64
 
@@ -27,12 +27,17 @@ class Stream:
         while start + table[k] <= quantile:
             start += table[k]
             k += 1
+        self.untouched = False
         self.code -= scale * start
         self.range = scale * table[k]
         if self.range < 1 << 32:
             self.range <<= 32
             self.code = (self.code << 32 | self.next()) & U64
         return k
+
+    def end(self):
+        assert not self.words
+        assert not self.whole if self.untouched else self.code < (1 << 33) - 1
 
 
 class Bytes:
@@ -60,7 +65,9 @@ class Bytes:
         table = [1 + w * ((1 << 24) - n) // sum(weights) for w in weights]
         table[weights.index(max(weights))] += (1 << 24) - sum(table)
         stream = self.stream()
-        return [symbols[stream.symbol(table)] for _ in range(count)]
+        found = [symbols[stream.symbol(table)] for _ in range(count)]
+        stream.end()
+        return found
 
     def floats(self, count, kind):
         size = {"float32": 4, "bfloat16": 2, "float16": 2}[kind]
@@ -138,6 +145,7 @@ def gaps(body, listed):
                 number, element = places[c][at]
                 found[number].append(element)
                 at += 1
+    stream.end()
     return [sorted(positions) for positions in found]
 
 
@@ -165,6 +173,7 @@ def read(payload, tensors):
     body = Bytes(payload[40:-16])
     packed = body.take((len(tensors) + 3) // 4)
     travels = {name: packed[i // 4] >> 2 * (i % 4) & 3 for i, (name, _, _) in enumerate(tensors)}
+    assert kind != 3 or (set(travels.values()) <= {0, 1} and type_ in (0, 1))
     seed, threshold = (body.numbers("Q", 1)[0], body.numbers("I", 1)[0]) if 3 in travels.values() else (0, 0)
     listed = [(name, role, shape) for name, role, shape in tensors if travels[name] == 2]
     if coding == 1:
@@ -183,6 +192,7 @@ def read(payload, tensors):
             positions[name] = next(remaining)
         elif how == 3:
             positions[name] = philox_mask(seed, ("mask", name), threshold, elements[name])
+    assert all(len(where) for where in positions.values())
     count = sum(len(where) for where in positions.values())
     if not positions:
         values = iter(())

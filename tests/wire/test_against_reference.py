@@ -1,6 +1,8 @@
 """Payloads are held against a second reader, written from the specification, and against frozen files."""
 
+import hashlib
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,19 @@ from fedsrd.core.lora import LoraModule, table_of, tensor_name
 from fedsrd.core.tensors import Draw, SparseTensor, TensorSpec, TensorTable
 from fedsrd.errors import PayloadError
 from fedsrd.federation.snapshot import base_table
-from fedsrd.wire import Kind, WireOptions, decode_delta, encode_delta, encode_start, quantise, read_header
+from fedsrd.wire import (
+    Kind,
+    Travels,
+    WireOptions,
+    decode,
+    decode_delta,
+    encode_delta,
+    encode_start,
+    positions,
+    quantise,
+    read_header,
+    symbols,
+)
 from fedsrd.wire.inspect import inspect_payload
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -79,6 +93,11 @@ def as_the_reference_has_it(table):
     return [(spec.name, spec.role, spec.shape) for spec in table.specs]
 
 
+def sealed(body):
+    """With a checksum that fits."""
+    return body + hashlib.blake2b(body, digest_size=16).digest()
+
+
 def dense(table, found):
     """What the reference read, tensor by tensor."""
     tensors = {}
@@ -114,12 +133,82 @@ def test_both_readers_read_the_same(case, number, seed):
             assert bool((sparse.positions.diff() > 0).all())
 
 
+@settings(max_examples=80, deadline=None)
+@given(cases(), st.lists(st.sampled_from([0, 1, 0x7FFFFFFF, 0xFFFFFFFF]), max_size=3))
+def test_both_readers_refuse_a_stream_that_goes_on(case, more):
+    """Of the last word some bits are free; every word more than that is refused, whatever it says."""
+    table, delta, options = case
+    plain = encode_delta(delta, table, Kind.UPLINK, 1, 0, options)
+
+    class Longer(symbols.Encoder):
+        def bytes(self):
+            stream = np.frombuffer(super().bytes(), dtype="<u4")
+            return np.array([len(stream) - 1 + len(more), *stream[1:], *more], dtype="<u4").tobytes()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(symbols, "Encoder", Longer)
+        patch.setattr(positions, "Encoder", Longer)
+        payload = encode_delta(delta, table, Kind.UPLINK, 1, 0, options)
+    if payload == plain:
+        decode_delta(payload, table)
+        reference.read(payload, as_the_reference_has_it(table))
+        return
+    refused = []
+    for read in (lambda: decode_delta(payload, table), lambda: reference.read(payload, as_the_reference_has_it(table))):
+        try:
+            read()
+        except (PayloadError, AssertionError) as error:
+            refused.append(str(error))
+    assert len(refused) in (0, 2), "one reader takes what the other refuses"
+    if len(more) > 1:
+        assert "the stream goes on after its last symbol" in refused[0]
+
+
+@pytest.mark.parametrize("kind", [Kind.UPLINK, Kind.SNAPSHOT])
+@settings(max_examples=40, deadline=None)
+@given(case=cases())
+def test_a_snapshot_is_whole_and_float32(kind, case):
+    """A writer makes no other, and both readers refuse another; an update may be all of these."""
+    table, delta, options = case
+    payload = encode_delta(delta, table, Kind.UPLINK, 1, 0, options)
+    ways = set(decode(payload, table).travels.values())
+    if kind is Kind.SNAPSHOT:
+        payload = sealed(payload[:5] + bytes([kind]) + payload[6:-16])
+    if kind is Kind.UPLINK or not delta or (options.values == "float32" and ways <= {Travels.NOT, Travels.WHOLE}):
+        decode_delta(payload, table)
+        reference.read(payload, as_the_reference_has_it(table))
+        encode_delta(delta, table, kind, 1, 0, options)
+    elif ways != {Travels.NOT}:
+        with pytest.raises(PayloadError, match="a snapshot: expected whole tensors, as float32"):
+            decode_delta(payload, table)
+        with pytest.raises(AssertionError):
+            reference.read(payload, as_the_reference_has_it(table))
+        with pytest.raises(ValueError, match="kind SNAPSHOT: expected whole tensors, as float32"):
+            encode_delta(delta, table, kind, 1, 0, options)
+
+
+def test_both_readers_refuse_a_list_without_elements():
+    """`fedsrd inspect` divides by what travels."""
+    table = TensorTable((TensorSpec("q", (3, 2)), TensorSpec("v", (5,))))
+    for way, threshold in ((2, b""), (3, struct.pack("<QI", 5, 1))):
+        for others, values in ((0, b""), (1 << 2, b"\0" + struct.pack("<5f", *range(5)))):
+            listed = b"\0" if way == 2 else b""
+            body = bytes([way + others]) + threshold + listed + (values or b"\0")
+            head = struct.pack("<4sBBBBB3sIII16s", b"FSRD", 3, 1, 0, int(way == 2), 1, bytes(3), 0, 1, 0, table.digest)
+            payload = sealed(head + body)
+            for read in (decode_delta, inspect_payload):
+                with pytest.raises(PayloadError, match="q: something of it travels, and yet no element"):
+                    read(payload, table)
+            with pytest.raises(AssertionError):
+                reference.read(payload, as_the_reference_has_it(table))
+
+
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_float32_is_exact_whatever_the_positions(case):
     table, delta, options = case
-    for positions in POSITIONS:
-        exact = options.model_copy(update={"values": "float32", "positions": positions})
+    for coding in POSITIONS:
+        exact = options.model_copy(update={"values": "float32", "positions": coding})
         _, found = decode_delta(encode_delta(delta, table, Kind.DOWNLINK, 1, 0, exact), table)
         for name, sparse in delta.items():
             got = found[name].dense() if name in found else torch.zeros(sparse.shape)

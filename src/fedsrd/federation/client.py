@@ -124,7 +124,10 @@ class Client:
         if message.start is not None and self.version < 0:
             self.start(message.start)
         if message.snapshot is not None and self.version < message.snapshot.version:
-            self._replace(snapshot.read(message.snapshot, self._config.state_table), message.snapshot.digest)
+            whole = snapshot.read(
+                message.snapshot, self._config.state_table, changes_base=self._config.method.changes_base
+            )
+            self._replace(whole, message.snapshot.digest)
         for broadcast in message.broadcasts:
             if broadcast.version > self.version:
                 self._advance(broadcast)

@@ -7,7 +7,7 @@ smaller.
 
 from collections.abc import Iterable, Mapping
 
-from fedsrd.federation.messages import Broadcast
+from fedsrd.federation.messages import MOST_BROADCASTS, Broadcast
 
 
 class Ledger:
@@ -37,9 +37,11 @@ class Ledger:
         self.counted.update(dict.fromkeys(counted, broadcast.round))
 
     def since(self, version: int, newest: int) -> tuple[Broadcast, ...] | None:
-        """The broadcasts that lead from one version to the newest, in order; None where one of them is gone."""
+        """The broadcasts that lead from one version to the newest, in order; None where one of them is gone, or
+        they are too many for one message.
+        """
         wanted = range(version + 1, newest + 1)
-        if not all(number in self._broadcasts for number in wanted):
+        if len(wanted) > MOST_BROADCASTS or not all(number in self._broadcasts for number in wanted):
             return None
         return tuple(self._broadcasts[number] for number in wanted)
 

@@ -62,6 +62,10 @@ class Claims(BaseModel):
     seconds: Phases = Phases()
 
 
+MOST_BROADCASTS = 4096
+"""In one message: who has missed more rounds than that gets the whole state."""
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """To every client, once: the seed of the common start (a start payload) and the digest of its expansion."""

@@ -17,16 +17,20 @@ def take(state: GlobalState, table: TensorTable) -> Snapshot:
     return Snapshot(state.version, _encode(state.tensors, table, state.version), changes, state.digest)
 
 
-def read(snapshot: Snapshot, table: TensorTable) -> GlobalState:
+def read(snapshot: Snapshot, table: TensorTable, *, changes_base: bool = True) -> GlobalState:
     """The state of a snapshot.
 
     Args:
         snapshot: of `take`.
         table: the state's tensors.
+        changes_base: whether the method changes the frozen weights, so that a change of them may be here.
 
     Raises:
-        PayloadError: it is damaged, for another adapter, of another version, or not whole.
+        PayloadError: it is damaged, for another adapter, of another version, or not whole; or it changes the frozen
+            weights, and the method does not.
     """
+    if snapshot.base and not changes_base:
+        raise PayloadError("a snapshot with a change of the frozen weights: this method makes none")
     whole = _decode(snapshot.payload, table, snapshot.version)
     # A tensor without elements never travels.
     some = [spec for spec in table.specs if spec.elements]

@@ -1,6 +1,7 @@
 """Flower as the carrier of a federation's bytes: who is there, what was asked, what came back, and who is silent."""
 
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedsrd.errors import PayloadError
 from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask, Update
-from fedsrd.federation.remote import header
+from fedsrd.federation.remote import header, identity
 from fedsrd.federation.server import Server
 from fedsrd.flower.records import content_of, envelope_of, metrics_of
 from fedsrd.text import foreign
@@ -49,6 +50,9 @@ class FlowerEngine:
         deadline: seconds that a round waits for answers, and a server for its clients.
         minimum: the fewest clients to wait for.
         watch: who is told.
+        keys: the public keys of clients by name (`recipe.ClientSection`). Such a name is taken only by a node that
+            proves that it holds the other half, and then from any other node; where all of the server's roster have
+            keys, nobody else joins.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class FlowerEngine:
         deadline: float,
         minimum: int,
         watch: Watch,
+        keys: Mapping[str, str] | None = None,
     ) -> None:
         self._grid = grid
         self._server = server
@@ -69,18 +74,24 @@ class FlowerEngine:
         self._deadline = deadline
         self._minimum = minimum
         self._watch = watch
+        self._keys = dict(keys or {})
+        self._closed = bool(self._keys) and set(server.roster) <= self._keys.keys()
         self._nodes: dict[int, Node] = {}
         self._hailed: set[int] = set()
+        self._refused: dict[int, str] = {}
         self._reports: list[Held] = []
 
     def names(self, *, wait: bool = True) -> list[str]:
         """The clients within reach, in the recipe's order. Waits until there are enough, at most for the deadline."""
         ends = time.monotonic() + (self._deadline if wait else 0.0)
         pause = 0.05
+        # Who was refused is asked again: the name may be free now, or the site may have mended its key or its data.
+        self._hailed -= self._refused.keys()
         while True:
             online = set(self._grid.get_node_ids())
             for gone in self._nodes.keys() - online:
                 self._watch.event("left", client=self._nodes.pop(gone).name)
+                self._hailed -= self._refused.keys()
             self._hailed &= online
             self._hail(sorted(online - self._hailed), min(HELLO_SECONDS, max(ends - time.monotonic(), 1.0)))
             if len(self._nodes) >= self._minimum or time.monotonic() >= ends:
@@ -205,8 +216,12 @@ class FlowerEngine:
     def _hail(self, ids: Sequence[int], patience: float) -> None:
         if not ids:
             return
-        hello = header.pack(header.Hello(federation=self._federation, names=self._server.roster))
-        for id, reply in self._exchange(((id, content_of(hello)) for id in ids), patience):
+        nonces = {id: secrets.token_hex(16) for id in ids}
+        hellos = (
+            (id, header.Hello(federation=self._federation, names=self._server.roster, node=id, nonce=nonce))
+            for id, nonce in nonces.items()
+        )
+        for id, reply in self._exchange(((id, content_of(header.pack(hello))) for id, hello in hellos), patience):
             if reply is None or (reply.has_error() and reply.error.code not in THEIR_OWN):
                 continue  # it may be on its way, or was killed in between; asked again next time
             self._hailed.add(id)
@@ -215,17 +230,50 @@ class FlowerEngine:
                     raise PayloadError(reason_of(reply))
                 present, _ = header.unpack(envelope_of(reply.content), header.HelloReply)
             except PayloadError as error:
-                self._watch.event("refused", node=id, reason=str(error))
+                self._refuse(id, str(error))
                 continue
-            if present.name in (node.name for node in self._nodes.values()):
-                reason = f"another SuperNode is called {present.name} too; give each its own client name"
-                self._watch.event("refused", node=id, client=present.name, reason=reason)
-                self._hailed.discard(id)
+            reason = self._refusal(id, present, nonces[id])
+            if reason is not None:
+                self._refuse(id, reason, client=present.name)
                 continue
+            self._refused.pop(id, None)
+            for other in [node.id for node in self._nodes.values() if node.name == present.name]:
+                # The same key: the site's SuperNode was started again, and the carrier calls it something else now.
+                del self._nodes[other]
+                self._watch.event("moved", client=present.name, node=id)
             self._nodes[id] = Node(id, present.name)
             held = Held(present.name, present.held, present.digest)
             self._reports.append(held)
             self._watch.event("joined", client=present.name, held=present.held, resync=self._server.differs(held))
+
+    def _refuse(self, id: int, reason: str, **about: str) -> None:
+        """Tells of a node that does not take part; once, however often it is asked."""
+        if self._refused.get(id) != reason:
+            self._watch.event("refused", node=id, reason=reason, **about)
+        self._refused[id] = reason
+
+    def _refusal(self, id: int, present: header.HelloReply, nonce: str) -> str | None:
+        """Why this node cannot have the name that it asks for; None where it can."""
+        name, key = present.name, self._keys.get(present.name)
+        if key is None:
+            if self._closed:
+                return f"{name} is not in the recipe, whose clients all have keys"
+            if any(node.name == name for node in self._nodes.values()):
+                return (
+                    f"another SuperNode is called {name} too, and no key in the recipe tells which is right; give each "
+                    "its own client name"
+                )
+            return None
+        if not present.signature:
+            return (
+                f"the recipe has a key for {name}, and this SuperNode proves none; start it with "
+                "--node-config 'key=\"FILE\"'"
+            )
+        said = identity.statement(self._federation, nonce, id, name, present.held, present.digest)
+        if not identity.is_signed(key, present.signature, said):
+            own = "; its signature is not of this greeting" if present.key == key else f", it shows {present.key}"
+            return f"this SuperNode does not hold the key of {name} in the recipe, {key}{own}"
+        return None
 
     def _id(self, name: str) -> int:
         return next(node.id for node in self._nodes.values() if node.name == name)
@@ -235,8 +283,8 @@ class FlowerEngine:
     ) -> Iterator[tuple[int, Message | None]]:
         """Sends one message to each node; gives the replies as they come, and None for each that came to nothing.
 
-        A reply belongs to the message that it answers: a node's failure may be told by another node. Messages live as
-        long as the deadline, so that a late answer is nobody's.
+        A reply belongs to the message that it answers, and comes from whom that was for; a failure may be told by
+        another node, which is Flower's own. Messages live as long as the deadline, so that a late answer is nobody's.
         """
         waiting: dict[str, int] = {}
         # One at a time, and let go of: no more than one client's bytes are held here.
@@ -252,8 +300,15 @@ class FlowerEngine:
         while waiting:
             replies = list(self._grid.pull_messages(list(waiting)))
             for reply in replies:
-                if reply.metadata.reply_to_message_id in waiting:
-                    yield waiting.pop(reply.metadata.reply_to_message_id), reply
+                id = waiting.get(reply.metadata.reply_to_message_id, -1)
+                if id < 0:
+                    continue
+                if reply.metadata.src_node_id != id and not reply.has_error():
+                    reason = f"it answered what node {id} was asked"
+                    self._watch.event("refused", node=reply.metadata.src_node_id, reason=reason)
+                    continue
+                del waiting[reply.metadata.reply_to_message_id]
+                yield id, reply
             if not waiting or time.monotonic() >= ends:
                 break
             if not replies:
@@ -261,6 +316,18 @@ class FlowerEngine:
                 pause = min(pause * 1.5, SLOWEST_PAUSE)
         for id in waiting.values():
             yield id, None
+
+
+def unbound_names(roster: Sequence[str], keys: Mapping[str, str]) -> str | None:
+    """A warning of the names that anybody may take; None where there are none."""
+    if keys and set(roster) <= keys.keys():
+        return None
+    names = [name for name in roster if name not in keys]
+    which = ", ".join([*names[:8], *(["..."] if len(names) > 8 else [])]) or "all clients"
+    return (
+        f"no key binds these names to a site, so that whichever SuperNode is first has them: {which} "
+        "(`fedsrd key` makes keys; their public halves go into the recipe)"
+    )
 
 
 def reason_of(reply: Message) -> str:

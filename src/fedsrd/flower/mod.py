@@ -58,12 +58,15 @@ class _Borrowed:
     """`respond.ClientRuntime` of a client whose own code trains."""
 
     strict = False
+    knows_model = False
 
     message: Message
     context: Context
     call_next: Train
 
     def table(self, job: Job) -> TensorTable:
+        # A change of the frozen weights would take as much memory as the server's shapes say.
+        capabilities.check(method_of(job.method), capabilities.STRATEGY)
         table = job.table()
         if not table.specs or table.elements > LARGEST:
             raise FederationError(
@@ -73,7 +76,6 @@ class _Borrowed:
         return table
 
     def trainer(self, job: Job, site: Site) -> Trainer:
-        capabilities.check(method_of(job.method), capabilities.STRATEGY)
         return _Trainer(self, job.train_config)
 
     def evaluate(self, client: Client, job: Job, round_number: int) -> Metrics:

@@ -62,7 +62,7 @@ def metrics_of(content: RecordDict) -> tuple[int, dict[str, float]]:
 
 def respond(message: Message, context: Context, runtime: remote.ClientRuntime) -> Message:
     """The reply to one of the server's messages. Errors as `federation.remote.respond.respond`."""
-    reply = remote.respond(envelope_of(message.content), context.node_config, runtime)
+    reply = remote.respond(envelope_of(message.content), context.node_config, runtime, context.node_id)
     content = content_of(reply.message)
     if reply.metrics:
         content[METRICS] = MetricRecord(dict(reply.metrics))

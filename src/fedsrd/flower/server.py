@@ -15,11 +15,12 @@ from fedsrd.errors import RecipeError
 from fedsrd.federation.driver import Driver
 from fedsrd.federation.remote.header import Job
 from fedsrd.federation.remote.log import Log, resident_mib
+from fedsrd.federation.remote.site import is_simulation
 from fedsrd.federation.resume import restore
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.session import EMBEDDED, Assets, Session
 from fedsrd.federation.setup import Prepared, check, config_of, method_of, server_of
-from fedsrd.flower.engine import FlowerEngine
+from fedsrd.flower.engine import FlowerEngine, unbound_names
 from fedsrd.methods import Method, capabilities
 from fedsrd.recipe import Recipe
 from fedsrd.report import terminal
@@ -113,6 +114,9 @@ def _serve(
         return session.record(server.version, server.model(), server.state.base_delta) if session else {"eval": {}}
 
     asked = recipe.participation
+    keys = {entry.name: entry.key for entry in recipe.clients if entry.key is not None}
+    if (unbound := unbound_names(server.roster, keys)) and not is_simulation():
+        watch.warn(unbound)
     engine = FlowerEngine(
         grid,
         server,
@@ -121,6 +125,7 @@ def _serve(
         deadline=asked.deadline,
         minimum=asked.minimum,
         watch=watch,
+        keys=keys,
     )
     driver = Driver(
         recipe,

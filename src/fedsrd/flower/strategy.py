@@ -14,19 +14,21 @@ from typing import Any, Literal
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from pydantic import TypeAdapter
 
 from fedsrd.core.tensors import GlobalState, TensorTable
 from fedsrd.errors import FederationError, RecipeError
 from fedsrd.federation.messages import Update
 from fedsrd.federation.remote.header import Job
+from fedsrd.federation.remote.site import is_simulation
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.sampling import choose, share
 from fedsrd.federation.server import Server
 from fedsrd.federation.setup import method_of, optimizer_of
 from fedsrd.federation.transition import FederationConfig
-from fedsrd.flower.engine import FlowerEngine
+from fedsrd.flower.engine import FlowerEngine, unbound_names
 from fedsrd.methods import capabilities
-from fedsrd.recipe import ParticipationSection, WireSection
+from fedsrd.recipe import ParticipationSection, PublicKey, WireSection
 from fedsrd.training.models import adapter_tensors, tensors_of_adapter
 
 LOGGER = getLogger("flwr")
@@ -49,6 +51,7 @@ class FedSRD(Strategy):
             no bound.
         max_share: largest share of one client, where clients count by their examples (there, too).
         attempts: how often clients are asked before a round with too few answers ends the run.
+        keys: the clients' public keys by name (`fedsrd key`): nobody else joins then, and each name only with its key.
 
     Raises:
         RecipeError: the method, or an option of it, is not one of ours.
@@ -69,6 +72,7 @@ class FedSRD(Strategy):
         norm_bound: float = 10.0,
         max_share: float = 0.5,
         attempts: int = 3,
+        keys: Mapping[str, str] | None = None,
     ) -> None:
         self._chosen = {"name": method, **(options or {})}
         self.method = method_of(self._chosen)
@@ -85,6 +89,7 @@ class FedSRD(Strategy):
         self._weighting = weighting
         self._seed = seed
         self._wire = wire or WireSection()
+        self._keys = {name: TypeAdapter(PublicKey).validate_python(key) for name, key in (keys or {}).items()}
         self._engine: FlowerEngine | None = None
         self._rounds: Rounds | None = None
         self._asked: dict[str, int] = {}
@@ -180,6 +185,8 @@ class FedSRD(Strategy):
         # What a method replicates besides the model starts at zero.
         server.restore(GlobalState({**start.tensors, **tensors}))
         server.seeded = False
+        if (unbound := unbound_names([], self._keys)) and not is_simulation():
+            LOGGER.warning(unbound)
         self._engine = FlowerEngine(
             grid,
             server,
@@ -188,6 +195,7 @@ class FedSRD(Strategy):
             deadline=timeout,
             minimum=asked.minimum,
             watch=_Told(),
+            keys=self._keys,
         )
         self._rounds = Rounds(server, self._engine, asked, self._seed, LOGGER.warning)
 

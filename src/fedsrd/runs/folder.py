@@ -195,16 +195,20 @@ class RunFolder:
 
     def recipe_digest(self) -> str:
         """SHA-256, in hex, of the recipe that recipe.toml holds, as it stands there: a newer fedsrd, which knows more
-        defaults, finds the same. The versions of the libraries are not part of it.
+        defaults, finds the same. The versions of the libraries and the
+        clients' keys are not part of it.
 
         Raises:
             RunFolderError: the file is missing or damaged.
         """
         try:
             tree = tomllib.loads(self.recipe_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            tree.pop("environment", None)
+            # A site may get a new key within a run.
+            for client in tree.get("clients", []):
+                client.pop("key", None)
+        except (OSError, ValueError, RecursionError, TypeError, AttributeError) as error:
             raise RunFolderError(f"{self.recipe_file} cannot be read: {error}") from None
-        tree.pop("environment", None)
         return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()
 
     def records(self) -> list[RoundRecord]:

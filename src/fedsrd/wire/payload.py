@@ -11,7 +11,7 @@ Nothing is allocated by a size that a payload claims: sizes are checked against 
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -104,11 +104,14 @@ class Quantised:
             version: the version of the global state that it applies to; of a snapshot, its own.
 
         Raises:
-            ValueError: the kind is START, or a number does not fit into 32 bits.
+            ValueError: the kind is START, or SNAPSHOT and not every tensor is whole and float32; or a number does not
+                fit into 32 bits.
         """
         if kind is Kind.START:
             raise ValueError("kind START: a start has no delta; use encode_start")
         parts, (number, codec) = self._parts, self._type
+        if kind is Kind.SNAPSHOT and parts and not _is_plain(number, [part.travels for part in parts]):
+            raise ValueError("kind SNAPSHOT: expected whole tensors, as float32")
         listed = [part for part in parts if part.travels is Travels.LISTED]
         chosen, positions = _encode_positions(listed, self.options.positions)
         block = self._block if parts else 0
@@ -185,6 +188,9 @@ def decode(payload: bytes, table: TensorTable, *, tracing: bool = False) -> Deco
         raise PayloadError("a start payload: expected an uplink or downlink")
     travels = _read_travels(reader, table)
     moving = [spec for spec in table.specs if travels[spec.name] is not Travels.NOT]
+    # Then a snapshot has three bytes an element, and costs no more memory than a few times its own length.
+    if header.kind is Kind.SNAPSHOT and moving and not _is_plain(header.values, travels.values()):
+        raise PayloadError("a snapshot: expected whole tensors, as float32")
     draw = None
     if Travels.DRAWN in travels.values():
         draw = _read_draw(reader)
@@ -197,6 +203,8 @@ def decode(payload: bytes, table: TensorTable, *, tracing: bool = False) -> Deco
             positions = next(listed)
         elif travels[spec.name] is Travels.DRAWN and draw is not None:
             positions = draw.positions(spec.name, spec.elements).numpy()
+        if positions is not None and not len(positions):
+            raise PayloadError(f"{spec.name}: something of it travels, and yet no element is listed or drawn")
         places.append(Place(spec.elements, positions, spec.elements if positions is None else len(positions)))
     values = _read_values(reader, header, places)
     reader.end()
@@ -204,16 +212,20 @@ def decode(payload: bytes, table: TensorTable, *, tracing: bool = False) -> Deco
     for spec, place, numbers in zip(moving, places, values, strict=True):
         if not np.isfinite(numbers).all():
             raise PayloadError(f"{spec.name}: a value is NaN or infinite")
-        if len(numbers):
-            where = None if place.positions is None else torch.from_numpy(place.positions)
-            drawn = draw if travels[spec.name] is Travels.DRAWN else None
-            delta[spec.name] = SparseTensor(spec.shape, where, aligned(torch.from_numpy(numbers)), drawn)
+        where = None if place.positions is None else torch.from_numpy(place.positions)
+        drawn = draw if travels[spec.name] is Travels.DRAWN else None
+        delta[spec.name] = SparseTensor(spec.shape, where, aligned(torch.from_numpy(numbers)), drawn)
     return Decoded(header, delta, travels, reader.trace or [])
 
 
 def is_finite(delta: Delta) -> bool:
     """True when no value of the delta is NaN or infinite."""
     return all(bool(torch.isfinite(sparse.values).all()) for sparse in delta.values())
+
+
+def _is_plain(values: int, travels: Iterable[Travels]) -> bool:
+    """Whether nothing but whole tensors of float32 travel."""
+    return values == value_codecs.FLOAT32 and set(travels) <= {Travels.NOT, Travels.WHOLE}
 
 
 def _value_type(options: WireOptions) -> tuple[int, ValueCodec]:

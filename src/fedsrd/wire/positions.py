@@ -163,6 +163,7 @@ def decode_gaps(reader: Reader, matrices: Sequence[Matrix]) -> list[Positions]:
                 before = int(ends[i - 1, c]) if i else 0
                 parts[i].append(_positions(matrices[i], labels[i] == c, places[start:cut] - before))
             start = cut
+    decoder.end()
     reader.note("positions", reader.at - began, bits)
     return [_merged(part) for part in parts]
 

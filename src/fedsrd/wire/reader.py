@@ -31,13 +31,17 @@ class Reader:
         Raises:
             PayloadError: fewer are left; the message says of what and where.
         """
+        self.need(size, what)
+        taken = self._view[self._at : self._at + size]
+        self._at += size
+        return taken
+
+    def need(self, size: int, what: str) -> None:
+        """Raises PayloadError unless `size` more bytes are there: before anything of that size is made."""
         left = len(self._view) - self._at
         if size > left:
             place = self._offset + self._at
             raise PayloadError(f"{what} at byte {place}: needs {size} bytes, {left} are left: truncated")
-        taken = self._view[self._at : self._at + size]
-        self._at += size
-        return taken
 
     def array(self, dtype: str, count: int, what: str) -> "np.ndarray[Any, Any]":
         """The next `count` numbers of a little-endian dtype, as a view of the payload. Raises PayloadError."""

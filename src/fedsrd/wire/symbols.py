@@ -83,11 +83,15 @@ class Encoder:
 
 
 class Decoder:
-    """Reads a stream of `Encoder`. Words after the last one count as zero: nothing wrong in it can hang or overrun."""
+    """Reads a stream of `Encoder`. Words after the last one count as zero: nothing wrong in it can hang or overrun.
+
+    Who has read all symbols says so (`end`), for a stream must not hold what no symbol needs.
+    """
 
     def __init__(self, reader: Reader, what: str) -> None:
         words = reader.array("<u4", reader.number("<u4", what), what)
         self._coder = constriction.stream.queue.RangeDecoder(words.astype(np.uint32))
+        self._untouched = len(words) > 0
         self._what = what
 
     def read(self, count: int, table: Table) -> Symbols:
@@ -98,6 +102,7 @@ class Decoder:
         """
         model = coder_model(table)
         symbols = np.empty(count, dtype=np.uint8)
+        self._untouched = self._untouched and not count
         for start in range(0, count, _CHUNK):
             part = symbols[start : start + _CHUNK]
             try:
@@ -105,6 +110,11 @@ class Decoder:
             except Exception as error:  # whatever the package says of a stream that no encoder wrote
                 raise PayloadError(f"{self._what}: not a stream of its model ({error})") from None
         return symbols
+
+    def end(self) -> None:
+        """Raises PayloadError where the stream goes on after its last symbol, or holds words for none."""
+        if self._untouched or not self._coder.maybe_exhausted():
+            raise PayloadError(f"{self._what}: the stream goes on after its last symbol")
 
 
 def entropy(counts: Array) -> float:
@@ -163,7 +173,9 @@ def decode_histogram(reader: Reader, count: int, what: str) -> Symbols:
     if number == 1:
         symbols = np.full(count, known[0], dtype=np.uint8)
     else:
-        symbols = known[Decoder(reader, what).read(count, frequencies(weights))]
+        decoder = Decoder(reader, what)
+        symbols = known[decoder.read(count, frequencies(weights))]
+        decoder.end()
     if reader.trace is not None:
         reader.note(what, reader.at - began, entropy(np.bincount(symbols)))
     return symbols

@@ -155,6 +155,8 @@ class Float:
             words: Array = reader.array(f"<u{size}", count, what).astype(f"u{size}")
             reader.note(what, reader.at - began, 8.0 * size * count)
             return words
+        # Exponents may take no bytes at all, mantissas never: they say first whether so many words can be there.
+        reader.need((size - 1) * count, what)
         top = decode_histogram(reader, count, f"{what} (exponents)")
         began = reader.at
         rotated = np.empty((count, size), dtype=np.uint8)
@@ -271,8 +273,9 @@ def _finite(values: Values) -> bool:
 
 
 BFLOAT16 = Float("bfloat16", 16)
+FLOAT32 = 1
 TYPES: dict[int, ValueCodec] = {
-    1: Float("float32", 32),
+    FLOAT32: Float("float32", 32),
     2: BFLOAT16,
     3: Float("float16", 16),
     4: Integer("int8", 127),

@@ -90,14 +90,22 @@ def test_a_header_that_is_too_long_is_refused():
 
 
 def test_another_protocol_is_told():
-    hello = header.Hello(federation="0" * 16, names=[]).model_copy(update={"protocol": 99})
+    hello = header.Hello(federation="0" * 16, names=[], node=1, nonce="0" * 32).model_copy(update={"protocol": 99})
     with pytest.raises(PayloadError, match=f"speaks protocol 99, this one {header.PROTOCOL}"):
         header.unpack(header.pack(hello), header.Hello)
 
 
+def test_the_protocol_without_keys_is_told_too():
+    """As version 2 greeted and answered: fields are missing, and that is not what to say of it."""
+    hello = {"kind": "hello", "protocol": 2, "federation": "0" * 16, "names": []}
+    for kind in (header.Hello, header.HelloReply):
+        with pytest.raises(PayloadError, match="speaks protocol 2, this one 3: install one version"):
+            header.unpack(Envelope(json.dumps(hello)), kind)
+
+
 def test_a_federation_cannot_name_a_folder():
     for name in ("../../../../tmp", "x" * 16, "0" * 15, ""):
-        text = json.dumps({"kind": "hello", "protocol": header.PROTOCOL, "federation": name, "names": []})
+        text = json.dumps({"kind": "hello", "protocol": header.PROTOCOL, "federation": name, "names": [], "node": 1})
         with pytest.raises(PayloadError, match="federation"):
             header.unpack(Envelope(text), header.Hello)
 

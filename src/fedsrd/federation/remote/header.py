@@ -5,26 +5,39 @@ what came.
 """
 
 import itertools
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from fedsrd.core.lora import modules_of
 from fedsrd.core.tensors import TensorSpec, TensorTable
 from fedsrd.errors import PayloadError
-from fedsrd.federation.messages import MOST_EXAMPLES, Broadcast, Loss, Phases, Snapshot, Start, Sync
-from fedsrd.recipe import DataSection, Name
+from fedsrd.federation.messages import (
+    MOST_BROADCASTS,
+    MOST_EXAMPLES,
+    Broadcast,
+    Loss,
+    Phases,
+    Snapshot,
+    Start,
+    Sync,
+)
+from fedsrd.recipe import DataSection, Name, PublicKey
 from fedsrd.text import foreign
 from fedsrd.wire.options import WireOptions
 
-PROTOCOL = 2
+PROTOCOL = 3
+"""1 and 2 bound no name to a key; they are refused."""
 LIMIT = 4 << 20
 """Longest header that is read, in characters."""
+MOST_DIMENSIONS = 16
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+DigestOrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Size = Annotated[int, Field(ge=0)]
-Version = Annotated[int, Field(ge=0)]
+Version = Annotated[int, Field(ge=0, lt=1 << 32)]
+Held = Annotated[int, Field(ge=-1, lt=1 << 32)]
 Setting = bool | int | float | str
 Settings = dict[str, Setting | list[bool] | list[int] | list[float] | list[str]]
 Said = Annotated[str, AfterValidator(foreign)]
@@ -57,7 +70,7 @@ class BroadcastHeader(Header):
     round: Version
     version: Version
     digest: Digest
-    clients: Annotated[int, Field(ge=1)]
+    clients: Annotated[int, Field(ge=1, lt=1 << 32)]
     size: Size
 
 
@@ -66,8 +79,21 @@ class SyncHeader(Header):
 
     start: StartHeader | None = None
     snapshot: SnapshotHeader | None = None
-    broadcasts: list[BroadcastHeader] = []
+    broadcasts: Annotated[list[BroadcastHeader], Field(max_length=MOST_BROADCASTS)] = []
     counted: Version = 0
+
+
+def _table(specs: list[TensorSpec]) -> list[TensorSpec]:
+    """Tensors that can be a table's: so that nothing behind this meets a shape that is none."""
+    for spec in specs:
+        if len(spec.shape) > MOST_DIMENSIONS or not all(0 <= side < 1 << 32 for side in spec.shape):
+            raise ValueError(f"{spec.name[:64]!r} has a shape that no tensor has")
+        if spec.role != TensorSpec.named(spec.name, spec.shape).role:
+            raise ValueError(f"{spec.name[:64]!r} is called {spec.role}, which its name and shape do not say")
+    if len({spec.name for spec in specs}) != len(specs):
+        raise ValueError("two tensors have one name")
+    modules_of(TensorTable(tuple(specs)))
+    return specs
 
 
 class Job(Header):
@@ -91,7 +117,7 @@ class Job(Header):
     rank: Annotated[int, Field(ge=1)] | None = None
     recipe: dict[str, Any] | None = None
     data: list[DataSection] = []
-    tensors: list[TensorSpec] = []
+    tensors: Annotated[list[TensorSpec], AfterValidator(_table)] = []
     train_config: Settings = {}
     evaluate_config: Settings = {}
 
@@ -101,22 +127,34 @@ class Job(Header):
 
 
 class Hello(Header):
-    """To a client: who are you? `names` are those of the recipe, for simulated clients, who have only a number."""
+    """To a client: who are you?
+
+    Attributes:
+        names: those of the recipe, for simulated clients, who have only a number.
+        node: the carrier's number of whom this is for.
+        nonce: never used before; what a site signs (`identity`).
+    """
 
     kind: Literal["hello"] = "hello"
     protocol: int = PROTOCOL
     federation: Federation
     names: list[Name]
+    node: Annotated[int, Field(ge=0, lt=1 << 64)]
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class HelloReply(Header):
-    """From a client: its name, the version that it holds (-1: none), and that state's digest ("": none)."""
+    """From a client: its name, the version that it holds (-1: none), and that state's digest ("": none); from one that
+    has a key, its public half and the signature of `identity.statement`.
+    """
 
     kind: Literal["hello-reply"] = "hello-reply"
     protocol: int = PROTOCOL
     name: Name
-    held: int
-    digest: str
+    held: Held
+    digest: DigestOrNone
+    key: PublicKey | None = None
+    signature: Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]{86}==)?$")] = ""
 
 
 class Order(Header):
@@ -147,7 +185,7 @@ class TrainReply(Header):
     kind: Literal["train-reply"] = "train-reply"
     name: Name
     round: Version
-    held: int
+    held: Held
     examples: Annotated[int, Field(ge=0, le=MOST_EXAMPLES)] = 0
     loss: Loss = None
     seconds: Phases = Phases()
@@ -173,8 +211,8 @@ class SyncReply(Header):
 
     kind: Literal["sync-reply"] = "sync-reply"
     name: Name
-    held: int
-    digest: str
+    held: Held
+    digest: DigestOrNone
     failure: Said | None = None
 
 
@@ -197,10 +235,9 @@ def pack(header: Header, payload: bytes = b"") -> Envelope:
 def kind_of(message: Envelope) -> str:
     """The kind of a message. Raises PayloadError as `unpack`."""
     try:
-        kind = json.loads(_text(message))["kind"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return foreign(_Kind.model_validate_json(_text(message)).kind, 100)
+    except ValidationError:
         raise PayloadError("the message's header is no JSON object with a kind") from None
-    return foreign(kind, 100)
 
 
 def unpack(message: Envelope, kind: type[Kind]) -> tuple[Kind, bytes]:
@@ -212,15 +249,13 @@ def unpack(message: Envelope, kind: type[Kind]) -> tuple[Kind, bytes]:
     try:
         header = kind.model_validate_json(_text(message))
     except ValidationError as error:
+        # Of another protocol nothing else need be right.
+        _speaks_ours(_spoken(message))
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         text = f"a {kind.__name__} header is wrong at {foreign(where, 100) or 'its start'}: {problem['msg']}"
         raise PayloadError(foreign(text)) from None
-    protocol = getattr(header, "protocol", PROTOCOL)
-    if protocol != PROTOCOL:
-        raise PayloadError(
-            f"the other side speaks protocol {protocol}, this one {PROTOCOL}: install one version of fedsrd"
-        )
+    _speaks_ours(getattr(header, "protocol", PROTOCOL))
     return header, message.payload
 
 
@@ -256,7 +291,7 @@ def sync_of_header(header: SyncHeader, payload: bytes) -> Sync:
     sizes += [broadcast.size for broadcast in header.broadcasts]
     if sum(sizes) != len(payload):
         raise PayloadError(f"the header tells of {sum(sizes)} bytes of payloads, {len(payload)} came")
-    ends = [sum(sizes[:place]) for place in range(len(sizes) + 1)]
+    ends = itertools.accumulate(sizes, initial=0)
     parts = iter([payload[low:high] for low, high in itertools.pairwise(ends)])
     start = Start(next(parts), header.start.digest) if header.start else None
     snapshot = None
@@ -264,6 +299,32 @@ def sync_of_header(header: SyncHeader, payload: bytes) -> Sync:
         snapshot = Snapshot(header.snapshot.version, next(parts), next(parts), header.snapshot.digest)
     broadcasts = tuple(Broadcast(b.round, b.version, next(parts), b.digest, b.clients) for b in header.broadcasts)
     return Sync(start, snapshot, broadcasts, header.counted)
+
+
+class _Kind(BaseModel):
+    """What every header says, whatever else it is."""
+
+    kind: str
+
+
+class _Spoken(BaseModel):
+    """What a header of any version may say."""
+
+    protocol: int = PROTOCOL
+
+
+def _spoken(message: Envelope) -> int:
+    try:
+        return _Spoken.model_validate_json(message.text).protocol
+    except ValidationError:
+        return PROTOCOL
+
+
+def _speaks_ours(protocol: int) -> None:
+    if protocol != PROTOCOL:
+        raise PayloadError(
+            f"the other side speaks protocol {protocol}, this one {PROTOCOL}: install one version of fedsrd"
+        )
 
 
 def _text(message: Envelope) -> str:

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
+
+from pydantic import ValidationError
 
 from fedsrd import plugins
 from fedsrd.core.local_plan import LocalPlan
@@ -10,13 +13,15 @@ from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import FederationError, FedSRDError, PayloadError
 from fedsrd.federation.client import NOTHING, Client, Trained, Trainer
 from fedsrd.federation.messages import Failure, Phases, TrainTask
-from fedsrd.federation.remote import header
+from fedsrd.federation.remote import header, identity
+from fedsrd.federation.remote.guard import GuardedClient
 from fedsrd.federation.remote.header import Envelope, Job
 from fedsrd.federation.remote.log import Log
 from fedsrd.federation.remote.replica import Replica
 from fedsrd.federation.remote.site import Site, site_of
 from fedsrd.federation.setup import method_of
 from fedsrd.federation.transition import FederationConfig
+from fedsrd.methods import Method
 from fedsrd.places import without_folders
 
 Order = TypeVar("Order", header.Train, header.Evaluate, header.Finalize)
@@ -36,10 +41,14 @@ class ClientRuntime(Protocol):
 
     Attributes:
         strict: whether the site's settings hold nothing but our own keys.
+        knows_model: whether `table` comes from the client's own model, and not from the server.
     """
 
     @property
     def strict(self) -> bool: ...
+
+    @property
+    def knows_model(self) -> bool: ...
 
     def table(self, job: Job) -> TensorTable:
         """The model's trained tensors."""
@@ -54,13 +63,14 @@ class ClientRuntime(Protocol):
         """After the last round."""
 
 
-def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
+def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime, node: int) -> Reply:
     """The reply to one of the server's messages.
 
     Args:
         message: what came.
         settings: the site's own (`site.site_of`).
         runtime: how the client gets at model and data.
+        node: the carrier's number of this client.
 
     Raises:
         PayloadError: the message is not one of ours, or damaged.
@@ -70,7 +80,7 @@ def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRunti
     if (module := settings.get("import")) is not None:
         plugins.load(str(module))
     handlers: dict[str, Callable[[Envelope, Mapping[str, Any], ClientRuntime], Reply]] = {
-        "hello": _hello,
+        "hello": partial(_hello, node),
         "train": _train,
         "evaluate": _evaluate,
         "finalize": _finalize,
@@ -87,11 +97,19 @@ def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRunti
         raise FederationError(f"the site's disk: {error.strerror or type(error).__name__}") from error
 
 
-def _hello(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
+def _hello(node: int, message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
     hello, _ = header.unpack(message, header.Hello)
     site = site_of(settings, hello.names, strict=runtime.strict)
     state = Replica(site.state, hello.federation, site.name).state()
-    reply = header.HelloReply(name=site.name, held=state.version, digest="" if state.version < 0 else state.digest)
+    held, digest = state.version, "" if state.version < 0 else state.digest
+    if site.key is None:
+        return Reply(header.pack(header.HelloReply(name=site.name, held=held, digest=digest)))
+    if hello.node != node:
+        # Whoever could have this signed for another node would have the name there.
+        raise PayloadError(f"a greeting for node {hello.node}: this is {node}, and signs for itself alone")
+    key = identity.load(site.key)
+    signature = key.sign(identity.statement(hello.federation, hello.nonce, node, site.name, held, digest))
+    reply = header.HelloReply(name=site.name, held=held, digest=digest, key=key.public, signature=signature)
     return Reply(header.pack(reply))
 
 
@@ -181,12 +199,19 @@ def _client(order: header.Order, site: Site, runtime: ClientRuntime, replica: Re
     """
     job = order.job
     trainer = _OnDemand(lambda: runtime.trainer(job, site))
-    config = FederationConfig(method_of(job.method), runtime.table(job), job.seed, job.uplink)
-    client = Client(site.name, config, trainer, job.rank)
+    config = FederationConfig(_method(job), runtime.table(job), job.seed, job.uplink)
+    client = GuardedClient(site.name, config, trainer, job.rank, knows_model=runtime.knows_model)
     damage = replica.load(client)
     if order.reset:
         client.restore(NOTHING)
     return client, damage
+
+
+def _method(job: Job) -> Method:
+    try:
+        return method_of(job.method)
+    except (KeyError, TypeError, ValidationError) as error:
+        raise PayloadError(f"the server's [method] table cannot be read: {str(error).splitlines()[0]}") from None
 
 
 class _OnDemand:

@@ -45,6 +45,7 @@ class RecipeRuntime:
     """`respond.ClientRuntime` of a client whose whole training the recipe says."""
 
     strict = True
+    knows_model = True
 
     def __init__(self) -> None:
         self._observer = LogObserver()

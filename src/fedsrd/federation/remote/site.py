@@ -15,7 +15,7 @@ from fedsrd.federation.session import EMBEDDED
 from fedsrd.recipe import DataSection, Name
 from fedsrd.text import foreign
 
-KEYS = ("client", "data", "state", "import", "partition-id", "num-partitions")
+KEYS = ("client", "data", "state", "key", "import", "partition-id", "num-partitions")
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class Site:
         data: its own; empty: what the recipe says, as far as that is allowed.
         state: folder of what it keeps between rounds.
         simulated: whether it lives in a simulation, where the recipe is the user's own.
+        key: the file of its private key (`identity`), if it has one.
     """
 
     name: str
     data: tuple[DataSection, ...]
     state: Path
     simulated: bool
+    key: Path | None = None
 
     def sections(self, recipes: Sequence[DataSection]) -> list[DataSection]:
         """Its data: its own setting, else the recipe's.
@@ -61,7 +63,8 @@ def site_of(
 
     Args:
         config: `client` (its name), `data` (a file or folder, or a TOML file with a [data] table, or several [[data]]),
-            `state` (a folder; default $FEDSRD_STATE, else ~/.local/state/fedsrd), `import` (a module with methods).
+            `state` (a folder; default $FEDSRD_STATE, else ~/.local/state/fedsrd), `key` (the file of its private key),
+            `import` (a module with methods).
             A simulation gives `partition-id` instead.
         names: the recipe's clients, which `partition-id` counts; empty: there is no recipe.
         asked: the name that a message is for, once the server knows it.
@@ -97,7 +100,8 @@ def site_of(
     default = os.environ.get("FEDSRD_STATE") or Path.home() / ".local" / "state" / "fedsrd"
     state = Path(os.path.expanduser(str(config.get("state", default))))
     data = config.get("data")
-    return Site(name, () if data is None else _sections(str(data)), state, simulated)
+    key = Path(str(config["key"])).expanduser() if "key" in config else None
+    return Site(name, () if data is None else _sections(str(data)), state, simulated, key)
 
 
 def is_simulation() -> bool:
