@@ -106,9 +106,14 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     Args:
         parent: where; None for the system's temporary folder.
     """
-    import fcntl
-
     parent = Path(tempfile.gettempdir()) if parent is None else parent
+    try:
+        import fcntl
+    except ImportError:
+        # Windows: nobody can tell an abandoned folder from one in use.
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent) as only:
+            yield Path(only)
+        return
     for old in parent.glob(f"{_SCRATCH}*"):
         _remove_abandoned(old)
     while True:

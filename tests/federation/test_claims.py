@@ -13,7 +13,7 @@ from toy import TABLE, Federation, build
 from fedsrd.errors import PayloadError
 from fedsrd.federation.local import LocalEngine
 from fedsrd.federation.messages import LARGEST_LOSS, LONGEST_PHASE, MOST_EXAMPLES, Phases, Update
-from fedsrd.federation.records import round_record
+from fedsrd.federation.records import round_record, start_record
 from fedsrd.federation.remote import header
 from fedsrd.federation.remote.header import Envelope
 from fedsrd.federation.rounds import Rounds
@@ -79,13 +79,15 @@ def played(lies, tmp_path, **server):
     rounds = Rounds(federation.server, Lying(federation, lies), ParticipationSection(attempts=1), 0, told.append)
     done = rounds.one_round()
     file = tmp_path / "rounds.jsonl"
-    file.write_text(rounds_text([round_record(done, TABLE, done.seconds, {"eval": {}})]))
+    start = start_record(0, [], "0" * 64, {"eval": {}})
+    file.write_text(rounds_text([start, round_record(done, TABLE, done.seconds, {"eval": {}})]))
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
 
-    json.loads(file.read_text(), parse_constant=refuse)
-    return read_rounds(file)[0], done
+    for line in file.read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    return read_rounds(file)[1], done
 
 
 @pytest.mark.parametrize("examples", [10**400, 10**18, MOST_EXAMPLES + 1, 0, -5, math.nan, math.inf, [3], None, "many"])
@@ -103,7 +105,7 @@ def test_a_loss_that_cannot_be_is_null_in_the_record_and_costs_nothing(loss, tmp
     assert not record.rejected
     assert math.isnan(record.train_loss_by_client["c1"])
     assert record.train_loss_by_client["c0"] == record.train_loss == 1.0
-    line = json.loads((tmp_path / "rounds.jsonl").read_text())
+    line = json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[1])
     assert line["train_loss_by_client"] == {"c0": 1.0, "c1": None, "c2": 1.0}
 
 

@@ -12,7 +12,7 @@ class Runtime:
 
 
 def hello():
-    return header.pack(header.Hello(federation="f" * 16, names=["a"]))
+    return header.pack(header.Hello(federation="f" * 16, names=["a"], node=7, nonce="0" * 32))
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def hello():
 )
 def test_errors_come_without_folders(data):
     with pytest.raises(DataError, match="data.toml: cannot be read as TOML") as caught:
-        answer(hello(), {"client": "a", "data": data}, Runtime())
+        answer(hello(), {"client": "a", "data": data}, Runtime(), 7)
     assert "secret" not in str(caught.value)
     assert "ward 3" not in str(caught.value)
     # For the site's own log.
@@ -33,4 +33,4 @@ def test_a_disk_that_fails_is_told_without_a_path(monkeypatch):
 
     monkeypatch.setattr(respond, "Replica", broken)
     with pytest.raises(FederationError, match="^the site's disk: Permission denied$"):
-        answer(hello(), {"client": "a"}, Runtime())
+        answer(hello(), {"client": "a"}, Runtime(), 7)

@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from pydantic import ValidationError
-
 from fedsrd import plugins
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import TensorTable
-from fedsrd.errors import FederationError, FedSRDError, PayloadError
+from fedsrd.errors import FederationError, FedSRDError, PayloadError, RecipeError
 from fedsrd.federation.client import NOTHING, Client, Trained, Trainer
 from fedsrd.federation.messages import Failure, Phases, TrainTask
 from fedsrd.federation.remote import header, identity
@@ -23,6 +21,7 @@ from fedsrd.federation.setup import method_of
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import Method
 from fedsrd.places import without_folders
+from fedsrd.text import foreign
 
 Order = TypeVar("Order", header.Train, header.Evaluate, header.Finalize)
 Metrics = Mapping[str, Any]
@@ -210,8 +209,8 @@ def _client(order: header.Order, site: Site, runtime: ClientRuntime, replica: Re
 def _method(job: Job) -> Method:
     try:
         return method_of(job.method)
-    except (KeyError, TypeError, ValidationError) as error:
-        raise PayloadError(f"the server's [method] table cannot be read: {str(error).splitlines()[0]}") from None
+    except RecipeError as error:
+        raise PayloadError(f"the server's [method] table cannot be read: {foreign(error)}") from None
 
 
 class _OnDemand:
