@@ -6,10 +6,10 @@ Same recipe and seed, same bytes: whatever changes a run's result stands here an
 import base64
 import binascii
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from fedsrd import toml
 from fedsrd.core.server_optimizer import ServerOptimizerOptions
 from fedsrd.errors import RecipeError
-from fedsrd.suggest import did_you_mean
+from fedsrd.explain import explain, refuse_unknown, tables
 from fedsrd.text import foreign
 from fedsrd.training.options import BaseOptions, TrainingOptions
 from fedsrd.wire.options import WireOptions
@@ -281,7 +281,7 @@ def parse(tree: dict[str, Any], where: str = "recipe") -> Recipe:
         toml.check(tree)
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from None
-    for keys, known, prefix in _tables(Recipe, tree, ""):
+    for keys, known, prefix in tables(Recipe, tree, ""):
         refuse_unknown(keys, known, prefix)
     try:
         return Recipe.model_validate(tree)
@@ -375,51 +375,3 @@ def _place(part: str) -> int:
     if not (part.isascii() and part.isdecimal() and len(part) < 10):
         raise ValueError
     return int(part)
-
-
-def _tables(model: type[BaseModel], tree: Any, prefix: str) -> Iterator[tuple[Mapping[str, Any], list[str], str]]:
-    """Every table of the tree that a section describes: its keys, the known ones, and its dotted name."""
-    if not isinstance(tree, Mapping):
-        return
-    yield tree, list(model.model_fields), prefix
-    for key, field in model.model_fields.items():
-        inner, nested = field.annotation, tree.get(key)
-        # The section itself, or the one in "Section | None" or "list[Section]".
-        section = next((arg for arg in (inner, *get_args(inner)) if _is_section(arg)), None)
-        if section is None:
-            continue
-        if isinstance(nested, list):
-            for index, item in enumerate(nested):
-                yield from _tables(section, item, f"{prefix}.{key}.{index}".strip("."))
-        else:
-            yield from _tables(section, nested, f"{prefix}.{key}".strip("."))
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> None:
-    """Raises RecipeError for a key that is not known, and names the nearest."""
-    for key in given:
-        if key not in known:
-            hint = did_you_mean(key, known, "did you mean {!r}?", cutoff=0.5) or f"known keys: {', '.join(known)}"
-            raise RecipeError(f"unknown key {foreign('.'.join(filter(None, (prefix, key))), 100)!r}: {hint}")
-
-
-def explain(error: ValidationError, prefix: str) -> list[str]:
-    """What is wrong with each key, one line each."""
-    lines = []
-    for problem in error.errors():
-        key = foreign((prefix + ".".join(str(part) for part in problem["loc"])).rstrip("."), 100)
-        if problem["type"] == "missing":
-            lines.append(f"  {key}: missing")
-        else:
-            given = (
-                ""
-                if isinstance(problem["input"], dict | list | BaseModel)
-                else f" = {foreign(repr(problem['input']), 100)}"
-            )
-            place = f"{key}{given}: " if key else ""
-            lines.append(f"  {place}{problem['msg'].removeprefix('Value error, ')}")
-    return lines

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedsrd import methods
 from fedsrd.errors import RecipeError
-from fedsrd.recipe import Name, Recipe, explain, parse, put, read, refuse_unknown
+from fedsrd.explain import explain, refuse_unknown
+from fedsrd.recipe import Name, Recipe, parse, put, read
 from fedsrd.text import foreign
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from fedsrd import methods
 from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import RecipeError
+from fedsrd.explain import explain
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Assets, Observer, check_data
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import ServerOptimizer, ServerOptimizerOptions, capabilities
-from fedsrd.recipe import Recipe, chosen_method, explain
+from fedsrd.recipe import Recipe, chosen_method
 from fedsrd.runs.folder import RunFolder
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from fedsrd.errors import RunFolderError
-from fedsrd.recipe import explain
+from fedsrd.explain import explain
 
 FORMAT = 1
 """Of what this version writes. A new one whenever an older fedsrd would misread the file."""
