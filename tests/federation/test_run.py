@@ -375,3 +375,14 @@ def test_a_minimum_above_the_number_of_clients_is_refused(crowd):
     crowd["participation"]["minimum"] = 7
     with pytest.raises(FedSRDError, match="participation.minimum = 7: there are 6 clients"):
         recipes.parse(crowd)
+
+
+def test_a_damaged_state_shows_before_weights_are_read(tiny_recipe, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    run(tiny_recipe, out)
+    content = bytearray((out / "state" / "global.safetensors").read_bytes())
+    content[len(content) // 2] ^= 4
+    (out / "state" / "global.safetensors").write_bytes(content)
+    monkeypatch.setattr(session.Session, "__init__", lambda *_: pytest.fail("weights are read"))
+    with pytest.raises(RunFolderError, match="is damaged, the run cannot be resumed"):
+        run(tiny_recipe, out, resume=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedsrd.core.tensors import Tensors
 from fedsrd.errors import DataError, FederationError
+from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.client import Client, ClientMemory
 from fedsrd.federation.driver import Driver
 from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask, Update
@@ -16,7 +17,7 @@ from fedsrd.federation.resume import restore
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.session import Assets, Observer, Session
 from fedsrd.federation.setup import Prepared, config_of, server_of
-from fedsrd.runs.records import Summary
+from fedsrd.runs.records import RoundRecord, Summary
 
 POOL = "all"
 """What the one client is called where all data lies in one place."""
@@ -77,10 +78,18 @@ def run(
             raise DataError(f"client {entry.name}: has no data in the recipe; a run in one process needs everybody's")
     with prepared.folder.locked():
         prepared.folder.check(prepared.recipe, resume=prepared.resume)
-        return _run(prepared, Session(prepared.recipe, prepared.lora, observer, assets or Assets()), keep_payloads)
+        # A damaged state must show before weights are read.
+        restored = restore(prepared.folder, observer.warn)
+        session = Session(prepared.recipe, prepared.lora, observer, assets or Assets())
+        return _run(prepared, session, restored, keep_payloads)
 
 
-def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Summary:
+def _run(
+    prepared: Prepared,
+    session: Session,
+    restored: tuple[Checkpoint, list[RoundRecord]] | None,
+    keep_payloads: bool,
+) -> Summary:
     recipe, folder = prepared.recipe, prepared.folder
     config = config_of(recipe, prepared.table)
     method = config.method
@@ -114,7 +123,6 @@ def _run(prepared: Prepared, session: Session, keep_payloads: bool) -> Summary:
         quality,
         lambda: {client.name: client.memory.kept for client in clients if client.memory.kept},
     )
-    restored = restore(folder, session.observer.warn)
     if restored is None:
         start = server.start()
         for client in clients:

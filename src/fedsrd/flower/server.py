@@ -105,9 +105,10 @@ def _serve(
     grid: Grid, recipe: Recipe, prepared: Prepared, watch: _Watch, config: Mapping[str, Any]
 ) -> tuple[Summary, list[RoundRecord]]:
     folder = prepared.folder
+    # A damaged state must show before weights are read.
+    restored = restore(folder, watch.warn)
     server = server_of(recipe, config_of(recipe, prepared.table))
     session = _judge(recipe, prepared, watch, server.config.method)
-    restored = restore(folder, watch.warn)
     federation = restored[0].federation if restored else secrets.token_hex(8)
 
     def quality() -> dict[str, Any]:
