@@ -38,15 +38,18 @@ def test_an_absurd_update_among_fewer_than_it_takes_to_be_the_median_is_left_out
     assert out(found, known) == ["x"]
 
 
-@given(st.dictionaries(st.sampled_from(NAMES), st.floats(1e-3, 2.0), max_size=2), st.integers(0, 9))
-def test_who_sends_next_to_nothing_has_nobody_left_out_who_moves_the_state_by_less_than_its_size(honest, rounds):
-    """At the first round with two updates, and ever after: a client cannot make its own tiny norm the measure."""
+@given(st.floats(1e-3, 20.0), st.floats(1e-3, 20.0), st.integers(0, 9))
+def test_who_sends_next_to_nothing_has_nobody_left_out(honest, new, rounds):
+    """At the first round with two updates, and ever after, also of updates larger than the state: a client cannot make
+    its own tiny norm the measure.
+    """
     known = History()
     for _ in range(rounds):
-        found = {"x": 1e-9, **dict(list(honest.items())[:1])}
+        found = {"x": 1e-30, "a": honest}
         assert out(found, known) == []
         known.append(found)
-    assert out({"new": 2.0}, known) == []
+    assert out({"new": new}, known) == []
+    assert out({"x": 1e-30, "new": new}, known) == []
 
 
 @given(st.lists(st.floats(0, 1e38), max_size=8))
@@ -71,7 +74,9 @@ def test_below_three_a_client_is_measured_by_itself_and_patience_does_not_help()
     assert out({"a": 45.0}, known) == []
     assert out({"a": 51.0}, known) == ["a"]
     assert out({"b": 6.0}, known) == ["b"]
-    assert out({"new": 6.0}, history(b=0.5)) == ["new"]
+    # Of a new one only what is within a change of 1 in every element counts.
+    assert out({"new": 20.0}, history(b=0.5)) == []
+    assert out({"new": 21.0}, history(b=0.5)) == ["new"]
     # A client whose accepted norms rise step by step stays within a hundred times the others'.
     known, size = history(a=1.0, x=1.0), 1.0
     for _ in range(400):

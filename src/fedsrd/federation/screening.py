@@ -9,9 +9,10 @@ others sent. Its Frobenius norm is compared with a reference, and where it is mo
   nobody has any, the other update's norm, or, of one alone, a change of 1 in every element.
 
 No reference is above `times` what the others had accepted before, or where there is nothing before, above a change of 1
-in every element: neither a majority nor patience makes an absurd size usual. And whatever the history says, an update
-no larger than the state that it changes is not absurd: states grow, and else a client that sends next to nothing could
-have all others left out.
+in every element: neither a majority nor patience makes an absurd size usual. And of fewer than three, whatever the
+history says, an update no larger than the state that it changes is not absurd, and of a client that has no accepted norms
+yet, or whose usual one is larger than the state, none that is within a change of 1 in every element: states grow, and
+else a client that sends next to nothing could have all others left out.
 """
 
 import math
@@ -77,18 +78,27 @@ class NormBound:
         found = {}
         for place, (client, norm) in enumerate(zip(clients, norms, strict=True)):
             reference, what = self._reference(client, some, usual)
-            bound = self.times * reference if len(some) >= 3 else max(self.times * reference, self.state)
+            bound = self.times * reference
+            if len(some) < 3:
+                own = usual.get(client)
+                large = own is None or own > self.state
+                bound = max(bound, self._plausible if large else self.state)
             if norm > bound:
                 above = f"more than {self.times:g} times {what} {reference:.3g}"
                 found[place] = f"its norm {norm:.3g} is {above} (participation.norm_bound)"
         return found
+
+    @property
+    def _plausible(self) -> float:
+        """Norm of a change of 1 in every element, and at least the state's."""
+        return math.hypot(self.state, math.sqrt(self.elements))
 
     def _reference(self, client: str, some: Sequence[float], usual: Mapping[str, float]) -> tuple[float, str]:
         """What an update's norm is compared with, and how that is called."""
         own = usual.get(client)
         known = [norm for name, norm in usual.items() if name != client]
         others = statistics.median(known) if known else None
-        plausible = math.hypot(self.state, math.sqrt(self.elements)), "a change of 1 in every element,"
+        plausible = self._plausible, "a change of 1 in every element,"
         before = own if others is None else others
         ceiling = plausible
         if before is not None:
