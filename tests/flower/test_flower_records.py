@@ -1,7 +1,7 @@
 """Messages as Flower records: every one comes back as it went, and what is none of ours is refused with its reason."""
 
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,3 +43,14 @@ def test_arrays_of_others_are_no_payload():
     assert records.envelope_of(content) == Envelope("{}", b"")
     content[records.PAYLOADS] = ArrayRecord({"bytes": Array("uint8", (1,), "x", b"\x80")})
     assert records.envelope_of(content) == Envelope("{}", b"\x80")
+
+
+def test_names_of_metrics_are_bounded_and_do_nothing():
+    told = {"num-examples": 3, "\x1b[2J" + "x" * 4_000_000: 1.0}
+    _, found = records.metrics_of(RecordDict({records.METRICS: MetricRecord(told)}))
+    (name,) = found
+    assert len(name) == 100
+    assert "\x1b" not in name
+    many = MetricRecord({"num-examples": 3} | {str(place): 1.0 for place in range(records.MOST_METRICS)})
+    with pytest.raises(PayloadError, match="257 metrics; expected at most 256"):
+        records.metrics_of(RecordDict({records.METRICS: many}))

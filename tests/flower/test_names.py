@@ -311,3 +311,17 @@ def test_a_run_is_resumed_with_a_sites_new_key(tiny_recipe, tmp_path, keys):
     (tmp_path / "recipe.toml").write_text(tomli_w.dumps(tiny_recipe))
     summary = serve(grid, {"recipe": str(tmp_path / "recipe.toml"), "out": str(tmp_path / "run"), "resume": True})
     assert summary.rounds == 2
+
+
+def test_a_site_with_two_nodes_keeps_its_name_when_the_newer_one_leaves(tmp_path, keys):
+    files, public = keys
+    site = {"client": "c0", "key": files[0], "state": str(tmp_path / "same")}
+    world = World(tmp_path, [site, site], ["c0"], {"c0": public[0]})
+    world.grid.away = {11}
+    assert world.engine.names() == ["c0"]
+    world.grid.away = set()
+    assert world.engine.names() == world.engine.names() == ["c0"]
+    assert world.node("c0") == 11
+    world.grid.away = {11}
+    assert world.engine.names() == ["c0"]
+    assert world.node("c0") == 10

@@ -9,10 +9,11 @@ others sent. Its Frobenius norm is compared with a reference, and where it is mo
   nobody has any, the other update's norm, or, of one alone, a change of 1 in every element.
 
 No reference is above `times` what the others had accepted before, or where there is nothing before, above a change of 1
-in every element: neither a majority nor patience makes an absurd size usual. And of fewer than three, whatever the
-history says, an update no larger than the state that it changes is not absurd, and of a client that has no accepted norms
-yet, or whose usual one is larger than the state, none that is within a change of 1 in every element: states grow, and
-else a client that sends next to nothing could have all others left out.
+in every element: neither a majority nor patience makes an absurd size usual.
+
+Of fewer than three, whatever the history says, an update no larger than the state that it changes is not absurd; of a
+client that has no accepted norms yet, or whose usual one is larger than the state, none within a change of 1 in every
+element is. States grow, and else a client that sends next to nothing could have all others left out.
 """
 
 import math

@@ -79,6 +79,7 @@ class FlowerEngine:
         self._nodes: dict[int, Node] = {}
         self._hailed: set[int] = set()
         self._refused: dict[int, str] = {}
+        self._replaced: dict[int, set[int]] = {}
         self._reports: list[Held] = []
 
     def names(self, *, wait: bool = True) -> list[str]:
@@ -91,7 +92,8 @@ class FlowerEngine:
             online = set(self._grid.get_node_ids())
             for gone in self._nodes.keys() - online:
                 self._watch.event("left", client=self._nodes.pop(gone).name)
-                self._hailed -= self._refused.keys()
+                # Whom it kept out, or took the name from, may have it now.
+                self._hailed -= self._refused.keys() | self._replaced.pop(gone, set())
             self._hailed &= online
             self._hail(sorted(online - self._hailed), min(HELLO_SECONDS, max(ends - time.monotonic(), 1.0)))
             if len(self._nodes) >= self._minimum or time.monotonic() >= ends:
@@ -240,6 +242,7 @@ class FlowerEngine:
             for other in [node.id for node in self._nodes.values() if node.name == present.name]:
                 # The same key: the site's SuperNode was started again, and the carrier calls it something else now.
                 del self._nodes[other]
+                self._replaced.setdefault(id, set()).add(other)
                 self._watch.event("moved", client=present.name, node=id)
             self._nodes[id] = Node(id, present.name)
             held = Held(present.name, present.held, present.digest)

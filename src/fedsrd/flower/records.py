@@ -10,10 +10,12 @@ from fedsrd.errors import PayloadError
 from fedsrd.federation.messages import Claims
 from fedsrd.federation.remote import respond as remote
 from fedsrd.federation.remote.header import Envelope
+from fedsrd.text import foreign
 
 HEADER = "fedsrd.header"
 PAYLOADS = "fedsrd.payloads"
 METRICS = "metrics"
+MOST_METRICS = 256
 LARGEST = 1e300
 """Of a metric: the mean of such numbers is one."""
 
@@ -46,7 +48,7 @@ def metrics_of(content: RecordDict) -> tuple[int, dict[str, float]]:
     nor what is no number.
 
     Raises:
-        PayloadError: there is not one record of them, or its num-examples are none that can be.
+        PayloadError: there is not one record of them, too many metrics, or its num-examples are none that can be.
     """
     found = list(content.metric_records.values())
     if len(found) != 1:
@@ -55,7 +57,9 @@ def metrics_of(content: RecordDict) -> tuple[int, dict[str, float]]:
         said = Claims.model_validate({"examples": found[0].get("num-examples")})
     except ValidationError as error:
         raise PayloadError(f"num-examples: {error.errors()[0]['msg']}") from None
-    rest = {key: value for key, value in found[0].items() if key != "num-examples"}
+    if len(found[0]) > MOST_METRICS:
+        raise PayloadError(f"{len(found[0])} metrics; expected at most {MOST_METRICS}")
+    rest = {foreign(key, 100): value for key, value in found[0].items() if key != "num-examples"}
     numbers = {key: value for key, value in rest.items() if isinstance(value, int | float) and abs(value) <= LARGEST}
     return said.examples, {key: float(value) for key, value in numbers.items()}
 

@@ -1,8 +1,10 @@
 """What a site tells the server of its mistakes: what is wrong, without how its disk looks."""
 
+import json
+
 import pytest
 
-from fedsrd.errors import DataError, FederationError
+from fedsrd.errors import DataError, FederationError, FedSRDError, PayloadError
 from fedsrd.federation.remote import header, respond
 from fedsrd.federation.remote.respond import respond as answer
 
@@ -34,3 +36,18 @@ def test_a_disk_that_fails_is_told_without_a_path(monkeypatch):
     monkeypatch.setattr(respond, "Replica", broken)
     with pytest.raises(FederationError, match="^the site's disk: Permission denied$"):
         answer(hello(), {"client": "a"}, Runtime(), 7)
+
+
+def test_a_module_of_methods_that_is_not_there_is_told_without_its_folder():
+    with pytest.raises(FedSRDError) as caught:
+        answer(hello(), {"client": "a", "import": "/home/ann/secret ward/methods.py"}, Runtime(), 7)
+    assert "methods.py" in str(caught.value)
+    assert "ann" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 10**400])
+def test_a_seed_that_is_none_is_refused(seed):
+    job = {"method": {"name": "fedavg"}, "seed": seed, "uplink": {}}
+    order = {"kind": "finalize", "federation": "0" * 16, "name": "a", "reset": False, "job": job, "sync": {}}
+    with pytest.raises(PayloadError, match="wrong at"):
+        answer(header.Envelope(json.dumps(order)), {"client": "a"}, Runtime(), 7)

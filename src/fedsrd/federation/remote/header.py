@@ -112,7 +112,7 @@ class Job(Header):
     """
 
     method: dict[str, Any]
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
     uplink: WireOptions
     rank: Annotated[int, Field(ge=1)] | None = None
     recipe: dict[str, Any] | None = None

@@ -76,8 +76,6 @@ def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRunti
         FedSRDError: the site's settings, data or disk are wrong; the server is told, without the folders of paths, and
             goes on without this client.
     """
-    if (module := settings.get("import")) is not None:
-        plugins.load(str(module))
     handlers: dict[str, Callable[[Envelope, Mapping[str, Any], ClientRuntime], Reply]] = {
         "hello": partial(_hello, node),
         "train": _train,
@@ -88,10 +86,13 @@ def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRunti
     if kind not in handlers:
         raise PayloadError(f"a message of kind {kind!r}: expected one of {', '.join(handlers)}")
     try:
+        if (module := settings.get("import")) is not None:
+            plugins.load(str(module))
         return handlers[kind](message, settings, runtime)
     except FedSRDError as error:
         # What is raised goes to the server; this site's own log has the cause, with all paths.
-        raise type(error)(without_folders(str(error), [str(settings.get("data", ""))])) from error
+        places = [str(settings.get(key, "")) for key in ("data", "import")]
+        raise type(error)(without_folders(str(error), places)) from error
     except OSError as error:
         raise FederationError(f"the site's disk: {error.strerror or type(error).__name__}") from error
 
