@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _BEGIN, _END = ".fedsrd-", ".tmp"
 _SCRATCH = "fedsrd-scratch-"
+ABANDONED = 24 * 3600.0
+"""Seconds after which a file that is half written is nobody's any more, where no lock tells."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -99,14 +101,10 @@ def sweep(folder: Path, age: float = 0.0) -> None:
 
 
 @contextlib.contextmanager
-def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder for nobody but this user, and gone afterwards. One whose process was killed before it could do that is
-    removed by the next call.
-
-    Args:
-        parent: where; None for the system's temporary folder.
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A folder below `parent` for nobody but this user, and gone afterwards. One whose process was killed before it
+    could do that is removed by the next call.
     """
-    parent = Path(tempfile.gettempdir()) if parent is None else parent
     try:
         import fcntl
     except ImportError:

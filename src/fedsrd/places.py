@@ -1,5 +1,6 @@
 """Places on somebody's disk stay with them: which names of models and data may be shown, and texts without folders."""
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -58,7 +59,10 @@ def without_folders(text: str, known: Iterable[str] = ()) -> str:
     >>> without_folders("see https://huggingface.co/org/name; C:\\Users\\ann\\x.csv, ~/notes and wards/x.csv")
     'see https://huggingface.co/org/name; x.csv, notes and x.csv'
     """
-    spellings = {spelling for path in known if re.search(r"[/\\]", path) for spelling in (path, _expanded(path))}
+    spellings: set[str] = set()
+    for path in filter(re.compile(r"[/\\]").search, known):
+        # As given, and as a Path writes it. Path.expanduser raises where there is no such user.
+        spellings |= {path, str(Path(os.path.expanduser(path)))}
     for spelling in sorted(spellings, key=len, reverse=True):
         text = text.replace(spelling, _last(spelling))
     text = _PLACE.sub(lambda found: _last(found[0]), text)
@@ -67,13 +71,6 @@ def without_folders(text: str, known: Iterable[str] = ()) -> str:
 
 def _last(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-
-
-def _expanded(path: str) -> str:
-    try:
-        return str(Path(path).expanduser())
-    except RuntimeError:
-        return path
 
 
 def _exists(name: str) -> bool:

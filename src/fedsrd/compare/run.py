@@ -15,10 +15,9 @@ from filelock import FileLock
 from fedsrd.compare.plan import Comparison, Run
 from fedsrd.compare.results import FAILED, chosen
 from fedsrd.errors import FedSRDError, RunFolderError
-from fedsrd.evaluation.cache import ABANDONED
 from fedsrd.federation import local, setup
 from fedsrd.federation.session import Assets, Observer
-from fedsrd.files import is_temporary, refuse_link, sweep, write_atomically
+from fedsrd.files import ABANDONED, is_temporary, refuse_link, sweep, write_atomically
 from fedsrd.runs.folder import RunFolder
 
 FILE = "comparison.toml"

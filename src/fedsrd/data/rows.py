@@ -3,6 +3,7 @@
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from fedsrd.data.examples import Example
@@ -42,7 +43,10 @@ class Form:
             for role in ("instruction", "input"):
                 if role in self.columns:
                     raise DataError(f"{label}: columns.{role} beside a template; name the column in the template")
-            parts = self._parts(label)
+            try:
+                parts = self._parts
+            except ValueError as error:
+                raise DataError(f"{label}: template {self.template!r}: {error}") from None
             # The plainest form only: nothing that reaches into a value or computes on it.
             if not any(field for _, field in parts) or not all(f is None or f.isidentifier() for _, f in parts):
                 raise DataError(
@@ -57,7 +61,7 @@ class Form:
         if self.template is None:
             asked = [self._column("instruction")]
         else:
-            asked = [field for _, field in self._parts("") if field is not None]
+            asked = [field for _, field in self._parts if field is not None]
         also = [self.columns["input"]] if "input" in self.columns else []
         return list(dict.fromkeys([*asked, self._column("response"), *also]))
 
@@ -76,8 +80,7 @@ class Form:
             return _of_messages(row[self.columns["messages"]], self.columns["messages"])
         response = _text(row[self._column("response")], self._column("response"))
         if self.template is not None:
-            parts = self._parts("")
-            whole = "".join(text + ("" if name is None else _filled(row[name], name)) for text, name in parts)
+            whole = "".join(text + ("" if name is None else _filled(row[name])) for text, name in self._parts)
             return Example(_text(whole, "the filled template"), response)
         instruction = _text(row[self._column("instruction")], self._column("instruction"))
         more = row.get(self._column("input"))
@@ -88,12 +91,12 @@ class Form:
     def _column(self, role: str) -> str:
         return self.columns.get(role, role)
 
-    def _parts(self, label: str) -> list[tuple[str, str | None]]:
-        """The template as texts, each with the column that follows it."""
-        try:
-            parts = list(string.Formatter().parse(self.template or ""))
-        except ValueError as error:
-            raise DataError(f"{label}: template {self.template!r}: {error}") from None
+    @cached_property
+    def _parts(self) -> list[tuple[str, str | None]]:
+        """The template as texts, each with the column that follows it; read once, not for every row. Raises ValueError
+        where a brace has no other half.
+        """
+        parts = string.Formatter().parse(self.template or "")
         return [(text, f"{field}!:" if spec or conversion else field) for text, field, spec, conversion in parts]
 
 
@@ -114,7 +117,7 @@ def _of_messages(turns: Any, column: str) -> Example:
     return Example(asked, texts[last][1])
 
 
-def _filled(value: Any, column: str) -> str:
+def _filled(value: Any) -> str:
     """A value in a template: a null is empty; numbers, lists and tables are written as Python writes them."""
     return "" if value is None else str(value)
 

@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsrd.errors import EvaluationError
-from fedsrd.files import sweep, write_atomically
+from fedsrd.files import ABANDONED, sweep, write_atomically
 from fedsrd.packages import cache_dir, file_sha256
 from fedsrd.training import loading
-
-ABANDONED = 24 * 3600.0
-"""Seconds after which a file that is half written is nobody's any more."""
 
 
 def key(*facts: object) -> str:

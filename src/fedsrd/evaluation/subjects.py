@@ -2,12 +2,12 @@
 
 import json
 import os
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from fedsrd import toml
 from fedsrd.errors import EvaluationError
 from fedsrd.files import looks_local
 from fedsrd.runs.folder import RunFolder
@@ -89,7 +89,7 @@ def _resolve(target: str) -> list[Subject]:
 
 def _of_run(path: Path) -> list[Subject]:
     try:
-        recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
+        recipe = toml.load(path / "recipe.toml")
         model, prompt = recipe["model"], recipe["training"]["prompt"]
         whole = Subject(
             "",
@@ -99,7 +99,7 @@ def _of_run(path: Path) -> list[Subject]:
             dtype=model["dtype"],
             quantization=model.get("quantization", "none"),
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise EvaluationError(f"{path}/recipe.toml: not as a run writes it; expected a run's folder") from None
     folder = RunFolder(path)
     found = folder.adapters()

@@ -17,13 +17,13 @@ import contextlib
 import errno
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from fedsrd import toml
 from fedsrd.errors import FederationError, RecipeError, RunFolderError
 from fedsrd.files import is_temporary, own_folder, plain, refuse_link, sweep, write_atomically
 from fedsrd.recipe import Recipe, load
@@ -195,19 +195,18 @@ class RunFolder:
 
     def recipe_digest(self) -> str:
         """SHA-256, in hex, of the recipe that recipe.toml holds, as it stands there: a newer fedsrd, which knows more
-        defaults, finds the same. The versions of the libraries and the
-        clients' keys are not part of it.
+        defaults, finds the same. The versions of the libraries and the clients' keys are not part of it.
 
         Raises:
             RunFolderError: the file is missing or damaged.
         """
         try:
-            tree = tomllib.loads(self.recipe_file.read_text(encoding="utf-8"))
+            tree = toml.load(self.recipe_file)
             tree.pop("environment", None)
             # A site may get a new key within a run.
             for client in tree.get("clients", []):
                 client.pop("key", None)
-        except (OSError, ValueError, RecursionError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise RunFolderError(f"{self.recipe_file} cannot be read: {error}") from None
         return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()
 

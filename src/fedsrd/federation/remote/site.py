@@ -98,9 +98,10 @@ def site_of(
     else:
         raise DataError('the SuperNode has no name: start it with --node-config \'client="NAME" data="PATH"\'')
     default = os.environ.get("FEDSRD_STATE") or Path.home() / ".local" / "state" / "fedsrd"
+    # Path.expanduser raises where there is no such user.
     state = Path(os.path.expanduser(str(config.get("state", default))))
     data = config.get("data")
-    key = Path(str(config["key"])).expanduser() if "key" in config else None
+    key = Path(os.path.expanduser(str(config["key"]))) if "key" in config else None
     return Site(name, () if data is None else _sections(str(data)), state, simulated, key)
 
 
@@ -111,7 +112,6 @@ def is_simulation() -> bool:
 
 
 def _sections(source: str) -> tuple[DataSection, ...]:
-    # Path.expanduser raises where there is no such user.
     path = Path(os.path.expanduser(source))
     if path.suffix != ".toml":
         return (DataSection(source=source),)

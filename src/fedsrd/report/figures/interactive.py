@@ -91,9 +91,7 @@ def _across(layout: Plotly, level: Level, axis: Axis) -> None:
 
 def _trace(series: Series, **more: Any) -> Plotly:
     places = [plain(place) if isinstance(place, str) else place for place in series.x]
-    # A value that is no number is a gap too: JSON has none.
-    heights = [value if value is not None and math.isfinite(value) else None for value in series.y]
-    return {"name": plain(series.name), "x": places, "y": heights, **more}
+    return {"name": plain(series.name), "x": places, "y": list(series.y), **more}
 
 
 def _lines(figure: Chart) -> list[Plotly]:

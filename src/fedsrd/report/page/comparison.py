@@ -1,12 +1,12 @@
 """A comparison's part of the report, from its results.json."""
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from markupsafe import Markup
 
+from fedsrd import toml
 from fedsrd.errors import RunFolderError
 from fedsrd.report import comparison as tables
 from fedsrd.report.figures import comparison as figures
@@ -49,8 +49,8 @@ def _recipe(file: Path) -> str:
     if not file.is_file():
         return ""
     try:
-        tree = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        tree = toml.load(file)
+    except (OSError, ValueError) as error:
         raise RunFolderError(
             f"{file}: cannot be read as TOML: {error}; put a copy in its place, or remove it"
         ) from None
