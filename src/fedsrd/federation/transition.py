@@ -91,6 +91,10 @@ class Codec:
         """What the receiver will decode. Raises ValueError as `wire.quantise`."""
         return self._quantised(delta).delta()
 
+    def size(self, delta: Delta) -> int:
+        """Bytes of its payload. Raises ValueError as `wire.quantise`."""
+        return len(self.payload(delta, wire.Kind.UPLINK, 0, 0))
+
     def payload(self, delta: Delta, kind: wire.Kind, round_number: int, version: int) -> bytes:
         """The bytes. Raises ValueError as `wire.quantise`."""
         return self._quantised(delta).payload(kind, round_number, version)
@@ -126,7 +130,7 @@ def client_context(
 ) -> tuple[ClientContext, Codec]:
     """Where a client stands in a round, and the codec of its update. Every client rounds on a stream of its own."""
     codec = Codec(config.uplink_table, config.uplink, rng.integer(config.seed, "rounding", round_number, client))
-    return ClientContext(round_number, config.seed, client, rank, laid(memory), codec.received), codec
+    return ClientContext(round_number, config.seed, client, rank, laid(memory), codec.received, codec.size), codec
 
 
 def update(
@@ -250,7 +254,7 @@ def _close(
     number = state.version + 1
     began = time.perf_counter()
     codec = Codec(config.downlink_table(count), config.downlink, rng.integer(config.seed, "rounding", number))
-    context = ServerContext(number, config.seed, clients, laid(memory), codec.received, config.optimizer)
+    context = ServerContext(number, config.seed, clients, laid(memory), codec.received, codec.size, config.optimizer)
     try:
         made, kept = update(context)
     except UNABLE as error:

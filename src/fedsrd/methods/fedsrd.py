@@ -25,8 +25,8 @@ from fedsrd.core import decompose, lora, sparsify
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.lora import tensor_name
 from fedsrd.core.reconstruct import Mean, best_pair
-from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, dense_delta
-from fedsrd.methods.fedavg import mean
+from fedsrd.core.tensors import Delta, Draw, GlobalState, SparseTensor, Tensors, dense_delta
+from fedsrd.methods.fedavg import ServerFeedback, compensated_broadcast, estimated, mean
 from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, ServerContext
 from fedsrd.methods.registry import register
 from fedsrd.methods.sparsifier import Fraction, SparsifierOptions, sparse, sparse_update
@@ -49,6 +49,7 @@ class FedSRDOptions(SparsifierOptions):
             change of this round's factor, ((B + dB_i)(A + dA_i) - B A) A^+ or its mirror image. Without the projection
             the server's step is linear in the clients' weights, so the mean of these is the same step, and a server
             that sees only their sum can make it (FedSRD-e).
+        server_feedback: "ef14" keeps what a broadcast does not say for the next one; then nothing of it is rescaled.
     """
 
     server: Literal["alternate", "svd", "average"] = "alternate"
@@ -58,6 +59,7 @@ class FedSRDOptions(SparsifierOptions):
     cutoff: Fraction = 1e-6
     damping: Annotated[float, Field(ge=0, le=100)] = 0.0
     decompose_at: Literal["server", "client"] = "server"
+    server_feedback: ServerFeedback = "none"
 
     @model_validator(mode="after")
     def _is_linear_at_the_client(self) -> "FedSRDOptions":
@@ -65,6 +67,11 @@ class FedSRDOptions(SparsifierOptions):
             raise ValueError(
                 'decompose_at = "client": needs server = "alternate" and project = false (fedsrd-e), because a '
                 "projection of the mean is not the mean of projections"
+            )
+        if self.feedback == "ef21" and self.server != "average":
+            raise ValueError(
+                f'feedback = "ef21" with server = "{self.server}": the server keeps an estimate of the mean change of '
+                'each factor; expected server = "average"'
             )
         return self
 
@@ -80,9 +87,14 @@ class FedSRD(Method):
     options: FedSRDOptions
 
     @property
+    def keeps_client_state(self) -> bool:  # type: ignore[override]
+        """With feedback."""
+        return self.options.feedback != "none"
+
+    @property
     def linear(self) -> bool:
         """Where clients decompose."""
-        return self.options.decompose_at == "client"
+        return self.options.decompose_at == "client" and self.options.feedback != "ef21"
 
     @property
     def makes_steps(self) -> bool:
@@ -93,10 +105,10 @@ class FedSRD(Method):
         """The chosen elements of dB and dA; of this round's factor alone where clients decompose."""
         before = plan.start
         if self.options.decompose_at == "server":
-            return sparse_update(before, after, self.options, context), {}
+            return sparse_update(before, after, self.options, context)
         own = Contribution(context.client, dense_delta(after, before), 1.0)
         # The other factor stays, so importance weighs with that of the global state.
-        return sparse(self._moved(before, [own], context.round), before, before, self.options, context), {}
+        return sparse(self._moved(before, [own], context.round), before, before, self.options, context)
 
     def aggregate(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
@@ -113,10 +125,28 @@ class FedSRD(Method):
         """The sum itself, where clients decompose."""
         return total.items() if self.linear else super().aggregate_sum(state, total, context)
 
-    def compress(self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext) -> Delta:
-        """A part of the elements, at random or by importance."""
+    def server_update(
+        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
+    ) -> tuple[Delta, MethodState]:
+        """As the paper; with EF21 from all that is known of the clients' changes."""
+        if self.options.feedback != "ef21":
+            return super().server_update(state, contributions, context)
+        known, kept = estimated(state, contributions, context)
+        sent, memory = self._broadcast(state, known.items(), context)
+        return sent, {**memory, **kept}
+
+    def compress(
+        self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext
+    ) -> tuple[Delta, MethodState]:
+        """A part of the elements, at random or by importance; with feedback, of the step and what earlier broadcasts
+        did not say.
+        """
         seed = rng.integer(context.seed, "download mask", context.round)
-        return {name: self._thinned(name, step.dense(), state.tensors, seed) for name, step in steps}
+        if self.options.server_feedback == "none":
+            return {name: self._thinned(name, step.dense(), state.tensors, seed) for name, step in steps}, {}
+        return compensated_broadcast(
+            steps, context, lambda name, whole, _: self._thinned(name, whole, state.tensors, seed)
+        )
 
     def _moved(
         self, tensors: Tensors, contributions: Sequence[Contribution], round_number: int
@@ -141,8 +171,11 @@ class FedSRD(Method):
         options = self.options
         if options.download == "none" or options.download_sparsity == 0:
             return SparseTensor.from_dense(moved)
-        if options.download == "random":
+        if options.download == "random" and options.server_feedback == "none":
             return decompose.sparsify_at_random(moved, name, seed, 1.0 - options.download_sparsity)
+        if options.download == "random":
+            # What is not drawn comes later: the drawn elements are not made to stand for it.
+            return SparseTensor.from_draw(moved, name, Draw(seed, 1.0 - options.download_sparsity))
         scores = sparsify.importance(name, moved, tensors, tensors)
         pruned = sparsify.prune(moved, scores, options.download_sparsity)
         return sparsify.rescale(pruned, moved, options.rescale, options.rescale_cap)

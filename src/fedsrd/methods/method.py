@@ -31,6 +31,15 @@ def as_it_is(delta: Delta) -> Delta:
     return delta
 
 
+Size = Callable[[Delta], int]
+"""Bytes of the payload that a delta becomes, as the number type of its direction has it."""
+
+
+def plain_size(delta: Delta) -> int:
+    """`Size` of a wire of float32 values and int32 positions."""
+    return sum((4 if sparse.positions is None else 8) * sparse.count for sparse in delta.values())
+
+
 class MethodOptions(BaseModel):
     """Base of every method's options: the keys of a recipe's [method] table besides `name`."""
 
@@ -54,12 +63,14 @@ class ClientContext(RoundContext):
         rank: its own rank, where that is lower than the adapter's; else None.
         memory: what it kept of the last round in which its update counted.
         received: what the server will decode of an update.
+        size: bytes of the payload that an update becomes.
     """
 
     client: str = ""
     rank: int | None = None
     memory: MethodState = field(default_factory=dict)
     received: Received = as_it_is
+    size: Size = plain_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +81,14 @@ class ServerContext(RoundContext):
         clients: how many clients the federation has, whether or not they take part in this round.
         memory: what the server kept of the last round.
         received: what clients will decode of a broadcast.
+        size: bytes of the payload that a broadcast becomes.
         optimizer: makes steps of aggregates; None: the aggregate is the step.
     """
 
     clients: int = 1
     memory: MethodState = field(default_factory=dict)
     received: Received = as_it_is
+    size: Size = plain_size
     optimizer: ServerOptimizer | None = None
 
 
@@ -194,9 +207,13 @@ class Method(ABC):
         """Whether the server optimizer changes this tensor's aggregate."""
         return True
 
-    def compress(self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext) -> Delta:
-        """What is broadcast of the step, tensor by tensor: all of it, unless a method says otherwise."""
-        return dict(steps)
+    def compress(
+        self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext
+    ) -> tuple[Delta, MethodState]:
+        """What is broadcast of the step, tensor by tensor, and what is kept of the rest: all of it and nothing, unless
+        a method says otherwise.
+        """
+        return dict(steps), {}
 
     def server_update(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
@@ -225,7 +242,8 @@ class Method(ABC):
                 memory.update(kept)
                 yield name, step
 
-        return self.compress(state, steps(), context), memory
+        sent, rest = self.compress(state, steps(), context)
+        return sent, {**memory, **rest}
 
     def apply(self, state: GlobalState, broadcast: Delta, context: RoundContext) -> GlobalState:
         """The next global state, computed alike by the server and by every client."""
