@@ -59,24 +59,44 @@ def threshold(keep: float) -> int:
     return round(keep * (1 << 32))
 
 
-def keep_mask(count: int, keep: float, seed: int, *names: str | int) -> np.ndarray:
-    """Independent draws that are True with probability `keep`. Shape (count,), dtype bool.
+def bounds(keep: float, first: float = 0.0) -> tuple[int, int]:
+    """The 32-bit words that a range of [0, 1) of length `keep` holds: from the one to below the other.
 
-    An element is kept when its 32-bit word lies under `threshold(keep)`, so the mask follows from the seed, the names
-    and `keep` alone.
+    Each bound is the `threshold` of one end of the range, so that one range ends where the next begins, also where
+    i/P + 1/P and (i + 1)/P are different floats: their thresholds are the same for every P up to 2**19.
 
     Raises:
-        ValueError: `keep` is not in [0, 1].
+        ValueError: `keep` or `first` is not in [0, 1], or the range goes past 1.
+
+    >>> [bounds(1 / 3, i / 3) for i in range(3)]
+    [(0, 1431655765), (1431655765, 2863311531), (2863311531, 4294967296)]
+    """
+    if not 0.0 <= keep <= 1.0:
+        raise ValueError(f"keep {keep}: expected a probability in [0, 1]")
+    if not 0.0 <= first <= 1.0 or threshold(first + keep) > 1 << 32:
+        raise ValueError(f"first {first}, keep {keep}: expected a range from first to first + keep within [0, 1]")
+    return threshold(first), threshold(first + keep)
+
+
+def keep_mask(count: int, keep: float, seed: int, *names: str | int, first: float = 0.0) -> np.ndarray:
+    """Independent draws that are True with probability `keep`. Shape (count,), dtype bool.
+
+    An element is kept when its 32-bit word lies within `bounds(keep, first)`, so the mask follows from the seed, the
+    names and the range alone. Masks of ranges that do not overlap have no element in common, and those of ranges that
+    fill [0, 1) together have every element once.
+
+    Raises:
+        ValueError: as `bounds`.
 
     >>> keep_mask(4, 1.0, 0, "mask").tolist()
     [True, True, True, True]
     """
-    if not 0.0 <= keep <= 1.0:
-        raise ValueError(f"keep {keep}: expected a probability in [0, 1]")
-    under = threshold(keep)
-    if under >= 1 << 32:
+    low, high = bounds(keep, first)
+    if high - low >= 1 << 32:
         return np.ones(count, dtype=bool)
-    return words(count, seed, *names) < np.uint32(under)
+    drawn = words(count, seed, *names)
+    # Words below the range wrap around and become larger than any within it.
+    return drawn - np.uint32(low) < np.uint32(high - low) if low else drawn < np.uint32(high)
 
 
 def fraction(count: int, seed: int, *names: str | int) -> np.ndarray:

@@ -22,7 +22,7 @@ RAW_FLOATS = b"\0"
 
 
 def forge(
-    body: bytes, *, kind=1, flags=0, positions=0, values=1, reserved=bytes(3), block=0, digest=TABLE.digest, version=3
+    body: bytes, *, kind=1, flags=0, positions=0, values=1, reserved=bytes(3), block=0, digest=TABLE.digest, version=4
 ) -> bytes:
     """A header of one's choice, a body, and a checksum that fits."""
     head = struct.pack(

@@ -2,11 +2,11 @@
 
 from forge import NOT, forge, show, tensors
 
-MESSAGE = r"format version 4: this reader knows version 3"
+MESSAGE = r"format version 5: this reader knows version 4"
 
 
 def payload() -> bytes:
-    return forge(tensors(NOT, NOT, NOT, NOT), values=0, version=4)
+    return forge(tensors(NOT, NOT, NOT, NOT), values=0, version=5)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ warnings.simplefilter("error")  # a warning from a hostile payload is a finding 
 def payload(data: bytes) -> bytes:
     """The input with a header and a checksum around it."""
     control, body = data[:4].ljust(4, b"\0"), data[4:]
-    kind, codec, type_ = control[0] & 3, control[0] >> 2 & 3, control[1] & 7
+    kind, codec, type_ = control[0] & 3, control[0] >> 2 & 3, control[1] & 15
     block = struct.unpack("<H", control[2:])[0]
-    head = struct.pack("<4sBBBBB3sIII16s", b"FSRD", 3, kind, 0, codec, type_, bytes(3), block, 7, 6, TABLE.digest)
+    head = struct.pack("<4sBBBBB3sIII16s", b"FSRD", 4, kind, 0, codec, type_, bytes(3), block, 7, 6, TABLE.digest)
     return head + body + hashlib.blake2b(head + body, digest_size=16).digest()
 
 
@@ -66,7 +66,7 @@ def one_input(data: bytes) -> None:
 def seeds() -> Iterable[tuple[str, bytes]]:
     """One input for every codec and type, with tensors that travel in every way."""
     generator = torch.Generator().manual_seed(0)
-    for values in ("float32", "bfloat16", "float16", "int8", "int4", "ternary"):
+    for values in ("float32", "bfloat16", "float16", "int8", "int4", "int3", "int2", "ternary"):
         for positions in ("auto", "bitmap", "gaps"):
             delta = {}
             for number, (name, shape) in enumerate(SHAPES.items()):
@@ -74,7 +74,7 @@ def seeds() -> Iterable[tuple[str, bytes]]:
                 if number % 3 == 0:
                     delta[name] = SparseTensor.from_mask(tensor, torch.rand(shape, generator=generator) < 0.1)
                 elif number % 3 == 1:
-                    delta[name] = SparseTensor.from_draw(tensor, name, Draw(3, 0.2))
+                    delta[name] = SparseTensor.from_draw(tensor, name, Draw(3, 0.2, (number % 2) / 2))
                 elif number in (2, 8):
                     delta[name] = SparseTensor.from_dense(tensor)
             options = WireOptions(values=values, positions=positions, block=16)

@@ -96,14 +96,14 @@ def philox(counter, key):
     return a, b, c, d
 
 
-def philox_mask(seed, names, threshold, count):
+def philox_mask(seed, names, first, last, count):
     hasher = hashlib.blake2b(struct.pack("<Q", seed), digest_size=16, person=b"fedsrd-philox-v1")
     for name in names:
         hasher.update(b"s" + struct.pack("<Q", len(name.encode())) + name.encode())
     key = struct.unpack("<2Q", hasher.digest())
     raw = [word for block in range(1, count // 8 + 2) for word in philox(block, key)]
     words = [half for word in raw for half in (word & 0xFFFFFFFF, word >> 32)]
-    return [e for e in range(count) if words[e] < threshold]
+    return [e for e in range(count) if first <= words[e] <= last]
 
 
 def gap_table(ones, places):
@@ -149,6 +149,19 @@ def gaps(body, listed):
     return [sorted(positions) for positions in found]
 
 
+def draws(body, names):
+    """{name: (seed, first word, last word)} of the drawn tensors."""
+    if not names:
+        return {}
+    count = body.numbers("B", 1)[0]
+    assert count
+    known = [struct.unpack("<QII", body.take(16)) for _ in range(count)]
+    assert all(first <= last for _, first, last in known)
+    chosen = body.numbers("B", len(names)) if count > 1 else [0] * len(names)
+    assert set(chosen) == set(range(count))
+    return {name: known[number] for name, number in zip(names, chosen, strict=True)}
+
+
 def table_digest(tensors):
     hasher = hashlib.blake2b(digest_size=16, person=b"fedsrd-tensors")
     for name, role, shape in tensors:
@@ -166,7 +179,7 @@ def read(payload, tensors):
     magic, version, kind, flags, coding, type_, reserved, block, _, _, digest = struct.unpack(
         "<4sBBBBB3sIII16s", payload[:40]
     )
-    assert (magic, version, flags, reserved) == (b"FSRD", 3, 0, bytes(3))
+    assert (magic, version, flags, reserved) == (b"FSRD", 4, 0, bytes(3))
     assert kind in (1, 2, 3)
     assert table_digest(tensors) == digest
     elements = {name: math.prod(shape) for name, _, shape in tensors}
@@ -174,7 +187,7 @@ def read(payload, tensors):
     packed = body.take((len(tensors) + 3) // 4)
     travels = {name: packed[i // 4] >> 2 * (i % 4) & 3 for i, (name, _, _) in enumerate(tensors)}
     assert kind != 3 or (set(travels.values()) <= {0, 1} and type_ in (0, 1))
-    seed, threshold = (body.numbers("Q", 1)[0], body.numbers("I", 1)[0]) if 3 in travels.values() else (0, 0)
+    drawn = draws(body, [name for name, _, _ in tensors if travels[name] == 3])
     listed = [(name, role, shape) for name, role, shape in tensors if travels[name] == 2]
     if coding == 1:
         found = []
@@ -191,7 +204,8 @@ def read(payload, tensors):
         elif how == 2:
             positions[name] = next(remaining)
         elif how == 3:
-            positions[name] = philox_mask(seed, ("mask", name), threshold, elements[name])
+            seed, first, last = drawn[name]
+            positions[name] = philox_mask(seed, ("mask", name), first, last, elements[name])
     assert all(len(where) for where in positions.values())
     count = sum(len(where) for where in positions.values())
     if not positions:
@@ -203,7 +217,7 @@ def read(payload, tensors):
         scales = iter(body.floats(sum(blocks.values()), "bfloat16"))
         own = {name: [next(scales) for _ in range(blocks[name])] for name in positions}
         levels = iter(body.histogram(count))
-        limit = {4: 127, 5: 7, 6: 1}[type_]
+        limit = {4: 127, 5: 7, 6: 1, 7: 3, 8: 2}[type_]
         values = iter([(next(levels) - limit) * own[name][e // block] for name in positions for e in positions[name]])
     assert body.at == len(body.data)
     return {name: {e: next(values) for e in where} for name, where in positions.items()}

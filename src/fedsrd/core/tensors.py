@@ -124,14 +124,18 @@ class Draw(NamedTuple):
     Attributes:
         seed: 0 <= seed < 2**64; one for every choice that is to be independent.
         keep: probability of each element, 0 < keep < 1.
+        first: where the range of that length begins in [0, 1): draws of one seed whose ranges do not overlap have no
+            element in common, and those that fill [0, 1) divide all elements among them. The range from `first` to
+            first + keep must lie within [0, 1].
     """
 
     seed: int
     keep: float
+    first: float = 0.0
 
     def positions(self, name: str, elements: int) -> Tensor:
         """The chosen elements of the tensor `name`: int64, strictly increasing, the same on every platform."""
-        mask = rng.keep_mask(elements, self.keep, self.seed, "mask", name)
+        mask = rng.keep_mask(elements, self.keep, self.seed, "mask", name, first=self.first)
         return torch.from_numpy(np.flatnonzero(mask))
 
 
@@ -303,7 +307,8 @@ def add_weighted(total: Tensor, name: str, deltas: Sequence[Delta], weights: Seq
 def average(names: Iterable[str], deltas: Sequence[Delta], weights: Sequence[float]) -> dict[str, SparseTensor]:
     """sum_i weight_i delta_i of every tensor that somebody sent, each on its own.
 
-    Sparse where every delta is: with the elements that anybody sent; a tensor whole in one of them is whole.
+    Sparse where every delta is: with the elements that anybody sent; a tensor whole in one of them is whole. What all
+    drew alike stays drawn, with the same elements, so that the mean need not list them either.
 
     Args:
         names: of the tensors, in the order of the result.
@@ -319,11 +324,25 @@ def average(names: Iterable[str], deltas: Sequence[Delta], weights: Sequence[flo
         if any(sparse.positions is None for sparse in sent):
             mean[name] = SparseTensor.from_dense(total)
             continue
+        if _drawn_alike(sent):
+            where = sent[0].positions
+            mean[name] = SparseTensor(sent[0].shape, where, total.view(-1)[where], sent[0].draw)
+            continue
         touched = torch.zeros(total.numel(), dtype=torch.bool)
         for sparse in sent:
             touched[sparse.positions] = True
         mean[name] = SparseTensor.from_mask(total, touched.view_as(total))
     return mean
+
+
+def _drawn_alike(sent: Sequence[SparseTensor]) -> bool:
+    """Whether all have the elements of one draw; a draw says nothing of a sender that left some out."""
+    draw, where = sent[0].draw, sent[0].positions
+    if draw is None or where is None:
+        return False
+    return all(
+        other.draw == draw and other.positions is not None and torch.equal(other.positions, where) for other in sent[1:]
+    )
 
 
 def digest(tensors: Tensors, base: BaseDelta | None = None) -> str:

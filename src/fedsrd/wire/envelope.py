@@ -10,8 +10,8 @@ from fedsrd.errors import PayloadError
 from fedsrd.wire.reader import Reader
 
 MAGIC = b"FSRD"
-FORMAT_VERSION = 3
-"""Versions 1 and 2 were used before the first release; no reader of them is kept."""
+FORMAT_VERSION = 4
+"""Versions 1 to 3 were used before the first release; no reader of them is kept."""
 
 _HEADER = struct.Struct("<4sBBBBB3sIII16s")
 _CHECKSUM = 16

@@ -1,10 +1,10 @@
 """How a direction is coded: the choices of the sender. A reader needs none of them, the payload says what it holds."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-ValueType = Literal["float32", "bfloat16", "float16", "int8", "int4", "ternary"]
+ValueType = Literal["float32", "bfloat16", "float16", "int8", "int4", "int3", "int2", "ternary"]
 PositionCoding = Literal["auto", "bitmap", "gaps"]
 Exponents = Literal["auto", "raw"]
 
@@ -13,13 +13,16 @@ class WireOptions(BaseModel):
     """How one direction's payloads are written; the keys of a recipe's [wire.uplink] and [wire.downlink].
 
     Attributes:
-        values: the number type that travels. Floats round to the nearest; integers have a scale for each block and
-            round at random, so that their expectation is the value itself.
+        values: the number type that travels. Floats round to the nearest; integers have a scale for each block and,
+            unless there is a threshold, round at random, so that their expectation is the value itself.
         positions: "auto" sends the seed of positions that were drawn and else what is smallest; "bitmap" is the
             paper's format, one bit an element; "gaps" codes the distances between elements.
         exponents: for floats, "auto" entropy-codes them where that is smaller; "raw" leaves floats as they are. A dense
             float32 delta is a sixth smaller coded and takes ten times as long: "raw" is for fast links.
         block: for integers, the mean number of values under one scale.
+        threshold: for integers, values smaller than this times their block's mean magnitude become zero; the others
+            get the next level and the scale of least squared error. That is closer than rounding at random and biased:
+            for methods that keep what is lost (error feedback). None rounds at random.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,3 +31,13 @@ class WireOptions(BaseModel):
     positions: PositionCoding = "auto"
     exponents: Exponents = "auto"
     block: Annotated[int, Field(ge=1, le=1 << 20)] = 128
+    threshold: Annotated[float, Field(gt=0.0, le=16.0)] | None = None
+
+    @model_validator(mode="after")
+    def _of_integers(self) -> Self:
+        if self.threshold is not None and self.values in ("float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"threshold {self.threshold:g} with values {self.values}: floats have no levels to round to; "
+                "take an integer type (int8, int4, int3, int2 or ternary) or leave threshold out"
+            )
+        return self

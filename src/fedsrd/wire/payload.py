@@ -34,6 +34,10 @@ from fedsrd.wire.values import Quantised as Numbers
 Array = np.ndarray[Any, Any]
 
 
+MOST_DRAWS = 255
+"""Different draws in one payload."""
+
+
 class Travels(IntEnum):
     """How one tensor travels: two bits of a delta's body."""
 
@@ -80,7 +84,6 @@ class Quantised:
     _parts: list[_Part]
     _type: tuple[int, ValueCodec]
     _block: int
-    _draw: Draw | None
 
     def delta(self) -> dict[str, SparseTensor]:
         """What the receiver will decode, bit for bit: values rounded to the number type, dropped zeros gone."""
@@ -117,8 +120,7 @@ class Quantised:
         block = self._block if parts else 0
         header = Header(kind, chosen, number if parts else 0, block, round_number, version, self.table.digest)
         body = [_pack_travels(self.table, parts)]
-        if self._draw is not None and any(part.travels is Travels.DRAWN for part in parts):
-            body.append(struct.pack("<QI", self._draw.seed, rng.threshold(self._draw.keep)))
+        body.append(_pack_draws([part.draw for part in parts if part.draw is not None]))
         body.append(positions)
         if parts:
             body.append(codec.pack([part.numbers for part in parts], raw=self.options.exponents == "raw"))
@@ -134,7 +136,7 @@ def quantise(delta: Delta, table: TensorTable, options: WireOptions | None = Non
         delta: sparse or dense changes by tensor; tensors that are not there cost two bits.
         table: the tensors that both ends know.
         options: number type and positions; by default float32 and what is smallest.
-        seed: of random rounding, where the number type needs it; the receiver does not.
+        seed: of random rounding, where the number type and the options need it; the receiver does not.
 
     Raises:
         ValueError: a tensor is not in the table or has another shape there, its positions are not strictly increasing,
@@ -144,15 +146,15 @@ def quantise(delta: Delta, table: TensorTable, options: WireOptions | None = Non
     number, codec = _value_type(options)
     _check(delta, table.shapes)
     block = _block(delta, options) if codec.scaled else 0
-    draw = _common_draw(delta) if options.positions == "auto" else None
+    draws = _draws(delta, table) if options.positions == "auto" else frozenset()
     parts = []
     for spec in table.specs:
         sparse = delta.get(spec.name)
         if sparse is not None and sparse.count:
-            part = _part(spec, sparse, codec, block, draw, seed)
+            part = _part(spec, sparse, _rounded(spec, sparse, codec, block, options, seed), codec, draws)
             if part.travels is not Travels.NOT:
                 parts.append(part)
-    return Quantised(table, options, parts, (number, codec), block, draw)
+    return Quantised(table, options, parts, (number, codec), block)
 
 
 def encode_delta(
@@ -191,9 +193,7 @@ def decode(payload: bytes, table: TensorTable, *, tracing: bool = False) -> Deco
     # Then a snapshot has three bytes an element, and costs no more memory than a few times its own length.
     if header.kind is Kind.SNAPSHOT and moving and not _is_plain(header.values, travels.values()):
         raise PayloadError("a snapshot: expected whole tensors, as float32")
-    draw = None
-    if Travels.DRAWN in travels.values():
-        draw = _read_draw(reader)
+    draws = _read_draws(reader, [spec.name for spec in moving if travels[spec.name] is Travels.DRAWN])
     matrices = [_matrix(spec) for spec in moving if travels[spec.name] is Travels.LISTED]
     listed = iter(_read_positions(reader, header, matrices))
     places = []
@@ -201,8 +201,8 @@ def decode(payload: bytes, table: TensorTable, *, tracing: bool = False) -> Deco
         positions = None
         if travels[spec.name] is Travels.LISTED:
             positions = next(listed)
-        elif travels[spec.name] is Travels.DRAWN and draw is not None:
-            positions = draw.positions(spec.name, spec.elements).numpy()
+        elif spec.name in draws:
+            positions = draws[spec.name].positions(spec.name, spec.elements).numpy()
         if positions is not None and not len(positions):
             raise PayloadError(f"{spec.name}: something of it travels, and yet no element is listed or drawn")
         places.append(Place(spec.elements, positions, spec.elements if positions is None else len(positions)))
@@ -213,8 +213,7 @@ def decode(payload: bytes, table: TensorTable, *, tracing: bool = False) -> Deco
         if not np.isfinite(numbers).all():
             raise PayloadError(f"{spec.name}: a value is NaN or infinite")
         where = None if place.positions is None else torch.from_numpy(place.positions)
-        drawn = draw if travels[spec.name] is Travels.DRAWN else None
-        delta[spec.name] = SparseTensor(spec.shape, where, aligned(torch.from_numpy(numbers)), drawn)
+        delta[spec.name] = SparseTensor(spec.shape, where, aligned(torch.from_numpy(numbers)), draws.get(spec.name))
     return Decoded(header, delta, travels, reader.trace or [])
 
 
@@ -253,23 +252,48 @@ def _block(delta: Delta, options: WireOptions) -> int:
     return min(max(round(options.block * elements / count), 1), (1 << 32) - 1) if count else options.block
 
 
-def _common_draw(delta: Delta) -> Draw | None:
-    """The draw that a payload names: that of the first drawn tensor; tensors of another draw are listed."""
-    draws = (sparse.draw for sparse in delta.values() if sparse.count)
-    return next((draw for draw in draws if draw is not None and 0 < rng.threshold(draw.keep) < 1 << 32), None)
+def _as_read(draw: Draw) -> Draw:
+    """The draw as a payload says it, in words of 32 bits: another one of the same elements, at most."""
+    low, high = rng.bounds(draw.keep, draw.first)
+    return Draw(draw.seed, (high - low) / (1 << 32), low / (1 << 32))
 
 
-def _part(spec: TensorSpec, sparse: SparseTensor, codec: ValueCodec, block: int, draw: Draw | None, seed: int) -> _Part:
+def _draws(delta: Delta, table: TensorTable) -> frozenset[Draw]:
+    """The draws that a payload names, as they are read: the first ones in the table's order; tensors of others, and of
+    those that take every element, are listed.
+    """
+    found: dict[Draw, None] = {}
+    for spec in table.specs:
+        sparse = delta.get(spec.name)
+        if sparse is None or sparse.draw is None or not sparse.count:
+            continue
+        draw = _as_read(sparse.draw)
+        if 0 < draw.keep < 1 and len(found) < MOST_DRAWS:
+            found[draw] = None
+    return frozenset(found)
+
+
+def _rounded(
+    spec: TensorSpec, sparse: SparseTensor, codec: ValueCodec, block: int, options: WireOptions, seed: int
+) -> Numbers:
+    """The values of one tensor in the number type. Raises ValueError, with the tensor's name."""
     values = sparse.values.detach().cpu().numpy()
     positions = None if sparse.positions is None else sparse.positions.cpu().numpy()
-    uniform = rng.fraction(len(values), seed, "rounding", spec.name) if codec.scaled else None
+    at_random = codec.scaled and options.threshold is None
+    uniform = rng.fraction(len(values), seed, "rounding", spec.name) if at_random else None
     try:
-        numbers = codec.quantise(values, Place(spec.elements, positions, len(values)), block, uniform)
+        return codec.quantise(values, Place(spec.elements, positions, len(values)), block, uniform, options.threshold)
     except ValueError as error:
         raise ValueError(f"{spec.name}: {error}") from None
-    if positions is None:
+
+
+def _part(spec: TensorSpec, sparse: SparseTensor, numbers: Numbers, codec: ValueCodec, draws: frozenset[Draw]) -> _Part:
+    """How one tensor travels, with these numbers; zeros of a drawn one too."""
+    if sparse.positions is None:
         return _Part(spec, Travels.WHOLE, None, numbers, None)
-    if draw is not None and sparse.draw == draw:
+    positions = sparse.positions.cpu().numpy()
+    draw = None if sparse.draw is None else _as_read(sparse.draw)
+    if draw is not None and draw in draws:
         return _Part(spec, Travels.DRAWN, positions, numbers, draw)
     kept = codec.kept(numbers)
     if not kept.all():
@@ -323,11 +347,45 @@ def _read_travels(reader: Reader, table: TensorTable) -> dict[str, Travels]:
     return travels
 
 
+def _pack_draws(draws: Sequence[Draw]) -> bytes:
+    """The draw of every drawn tensor: how many different ones, these, and which is whose where there are several."""
+    if not draws:
+        return b""
+    number = {draw: i for i, draw in enumerate(dict.fromkeys(draws))}
+    body = [bytes([len(number)])]
+    for draw in number:
+        low, high = rng.bounds(draw.keep, draw.first)
+        body.append(struct.pack("<QII", draw.seed, low, high - 1))
+    if len(number) > 1:
+        body.append(bytes(number[draw] for draw in draws))
+    return b"".join(body)
+
+
+def _read_draws(reader: Reader, names: Sequence[str]) -> dict[str, Draw]:
+    """The draw of each of these tensors. Raises PayloadError."""
+    if not names:
+        return {}
+    began = reader.at
+    count = reader.number("u1", "draws")
+    if not 1 <= count <= len(names):
+        raise PayloadError(f"draws: {count} for {len(names)} drawn tensors: expected 1 to as many draws as tensors")
+    draws = [_read_draw(reader) for _ in range(count)]
+    chosen = reader.array("u1", len(names), "draw of each tensor").tolist() if count > 1 else [0] * len(names)
+    for name, number in zip(names, chosen, strict=True):
+        if number >= count:
+            raise PayloadError(f"{name}: of draw {number}, and there are {count}, from 0")
+    unused = sorted(set(range(count)) - set(chosen))
+    if unused:
+        raise PayloadError(f"draw {unused[0]}: no tensor is of it; expected none that is not used")
+    reader.note("draws", reader.at - began, 8.0 * (reader.at - began))
+    return {name: draws[number] for name, number in zip(names, chosen, strict=True)}
+
+
 def _read_draw(reader: Reader) -> Draw:
-    seed, threshold = reader.number("<u8", "draw"), reader.number("<u4", "draw")
-    if not threshold:
-        raise PayloadError("draw: keeps no element; expected a probability above 0")
-    return Draw(seed, threshold / (1 << 32))
+    seed, first, last = reader.number("<u8", "draw"), reader.number("<u4", "draw"), reader.number("<u4", "draw")
+    if last < first:
+        raise PayloadError(f"draw: keeps no element: words from {first} to {last}; expected a last that is not below")
+    return Draw(seed, (last + 1 - first) / (1 << 32), first / (1 << 32))
 
 
 def _read_positions(reader: Reader, header: Header, matrices: Sequence[Matrix]) -> list[Array]:

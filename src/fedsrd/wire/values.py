@@ -52,7 +52,9 @@ class ValueCodec(Protocol):
     def scaled(self) -> bool:
         """Whether values share scales by block."""
 
-    def quantise(self, values: Values, place: Place, block: int, uniform: Array | None) -> Quantised:
+    def quantise(
+        self, values: Values, place: Place, block: int, uniform: Array | None, threshold: float | None = None
+    ) -> Quantised:
         """The values of one matrix, rounded to the type."""
 
     def kept(self, quantised: Quantised) -> Array:
@@ -76,8 +78,10 @@ class Float:
     bits: int
     scaled: bool = False
 
-    def quantise(self, values: Values, place: Place, block: int, uniform: Array | None) -> Quantised:
-        """Words of the type.
+    def quantise(
+        self, values: Values, place: Place, block: int, uniform: Array | None, threshold: float | None = None
+    ) -> Quantised:
+        """Words of the type, whatever the last three arguments.
 
         Raises:
             ValueError: a value is beyond the type's largest number.
@@ -183,15 +187,22 @@ class Float:
 class Integer:
     """Whole numbers -levels to levels times a bfloat16 scale, one for every `block` elements of the matrix.
 
-    The scale is the least that takes the block's largest value. Rounding is at random, up with the probability of the
-    fraction, so that the expectation is the value (Alistarh et al., QSGD, arXiv 1610.02132).
+    Without a threshold, the scale is the least that takes the block's largest value, and rounding is at random, up with
+    the probability of the fraction, so that the expectation is the value (Alistarh et al., QSGD, arXiv 1610.02132).
+
+    With one, what is smaller than the threshold times the block's mean magnitude becomes zero, levels follow in steps
+    of 3/2 of that, and the scale is that of least squared error under these levels. A zero bin that reaches further than
+    half a step (a dead zone) costs fewer bits at equal error. For ternary values the scale is the mean magnitude of what
+    is kept (Li et al., Ternary Weight Networks, arXiv 1605.04711; Sattler et al., STC, arXiv 1903.02891).
     """
 
     name: str
     levels: int
     scaled: bool = True
 
-    def quantise(self, values: Values, place: Place, block: int, uniform: Array | None) -> Quantised:
+    def quantise(
+        self, values: Values, place: Place, block: int, uniform: Array | None, threshold: float | None = None
+    ) -> Quantised:
         """Levels as int8 and scales.
 
         Args:
@@ -199,10 +210,13 @@ class Integer:
             place: where they belong.
             block: elements of the matrix under one scale.
             uniform: (count,) in [0, 1) to round at random; None rounds to the nearest.
+            threshold: half the zero bin's width, in mean magnitudes of the block; then `uniform` plays no part.
 
         Raises:
-            ValueError: a scale is beyond bfloat16's largest number.
+            ValueError: a value is not finite, or a scale times `levels` is beyond float32's largest number.
         """
+        if threshold is not None:
+            return self._above(values, place, block, threshold)
         blocks = _blocks(place, block)
         largest = np.zeros(-(-place.elements // block), dtype=np.float32)
         if len(values):
@@ -211,12 +225,72 @@ class Integer:
         words = _round_up(largest / np.float32(self.levels))
         scales = BFLOAT16.floats(words)
         if not _finite(scales):
-            raise ValueError(f"a value of {largest.max():.3g} does not fit {self.name}: its scale is no bfloat16")
+            raise self._too_large(largest.max())
         scale = scales[blocks]
         exact = np.divide(values, scale, out=np.zeros_like(values), where=scale > 0)
         shift = np.float32(0.5) if uniform is None else uniform
         numbers = np.clip(np.floor(exact + shift), -self.levels, self.levels).astype(np.int8)
         return Quantised(numbers, words)
+
+    def _above(self, values: Values, place: Place, block: int, threshold: float) -> Quantised:
+        """Levels and scales with a dead zone, a few thousand values at a time, so that all steps stay in the cache."""
+        words = np.zeros(-(-place.elements // block), dtype=np.uint16)
+        numbers = np.empty(len(values), dtype=np.int8)
+        ends = _ends(place, block)
+        used = np.flatnonzero(np.diff(ends))
+        bounds = ends[np.append(used, len(words))]
+        first = 0
+        while first < len(used):
+            last = max(int(np.searchsorted(bounds, bounds[first] + _AT_ONCE, side="right")) - 1, first + 1)
+            part = slice(int(bounds[first]), int(bounds[last]))
+            words[used[first:last]] = self._round(
+                values[part], bounds[first : last + 1] - bounds[first], threshold, numbers[part]
+            )
+            first = last
+        with np.errstate(over="ignore", invalid="ignore"):
+            longest = BFLOAT16.floats(words) * np.float32(self.levels)
+        if not _finite(longest):  # a reader refuses it, whatever the levels
+            raise self._too_large(np.abs(values).max())
+        return Quantised(numbers, words)
+
+    def _round(self, values: Values, bounds: Array, threshold: float, numbers: Array) -> Array:
+        """Writes the levels of whole blocks and returns their scales as bfloat16 words.
+
+        Args:
+            values: (count,) float32.
+            bounds: (blocks + 1,) where each block begins and the last ends; no block is empty.
+            threshold: half the zero bin's width, in mean magnitudes.
+            numbers: (count,) int8, to be written.
+
+        Sums are float64, which float32 values cannot overflow.
+        """
+        starts, counts = bounds[:-1], np.diff(bounds)
+        sizes = np.abs(values).astype(np.float64)
+        total = np.add.reduceat(sizes, starts)
+        if not _finite(total):
+            raise self._too_large(sizes.max())
+        # At least so much that its inverse is finite; float32's least number is far above.
+        zero = np.maximum(threshold * (total / counts), _TINY)
+        level = np.repeat(1.0 / (1.5 * zero), counts)
+        level *= sizes
+        level += 1.0 / 3.0
+        np.minimum(level, self.levels, out=level)
+        np.floor(level, out=level)
+        # The edge itself belongs to level one, also where the quotient was rounded.
+        outside = sizes >= np.repeat(zero, counts)
+        np.maximum(level, 1.0, out=level)
+        level *= outside
+        weight = np.add.reduceat(np.square(level), starts)
+        sizes *= level
+        scale = np.divide(np.add.reduceat(sizes, starts), weight, out=np.zeros_like(weight), where=weight > 0)
+        words = BFLOAT16.words(scale.astype(np.float32))
+        if ((words == 0) & (weight > 0)).any():  # a scale below bfloat16's least number: nothing is left of the block
+            level *= np.repeat(words > 0, counts)
+        numbers[:] = np.copysign(level, values)
+        return words
+
+    def _too_large(self, value: float) -> ValueError:
+        return ValueError(f"a value of {value:.3g} does not fit {self.name}: its scale is no bfloat16")
 
     def kept(self, quantised: Quantised) -> Array:
         """Level zero says nothing."""
@@ -262,6 +336,13 @@ def _blocks(place: Place, block: int) -> Array:
     return blocks
 
 
+def _ends(place: Place, block: int) -> Array:
+    """Where the values of each block begin, and where those of the last end: (blocks + 1,)."""
+    blocks = -(-place.elements // block)
+    edges = np.minimum(np.arange(blocks + 1) * block, place.elements)
+    return edges if place.positions is None else np.searchsorted(place.positions, edges)
+
+
 def _round_up(scales: Values) -> Array:
     """The least bfloat16 at or above each non-negative float32, as words."""
     wide = np.ascontiguousarray(scales, dtype=np.float32).view(np.uint32)
@@ -272,6 +353,9 @@ def _finite(values: Values) -> bool:
     return bool(np.isfinite(values).all())
 
 
+_AT_ONCE = 1 << 14
+"""Values that are rounded at once, unless a block has more."""
+_TINY = 1e-200
 BFLOAT16 = Float("bfloat16", 16)
 FLOAT32 = 1
 TYPES: dict[int, ValueCodec] = {
@@ -281,4 +365,6 @@ TYPES: dict[int, ValueCodec] = {
     4: Integer("int8", 127),
     5: Integer("int4", 7),
     6: Integer("ternary", 1),
+    7: Integer("int3", 3),
+    8: Integer("int2", 2),
 }
