@@ -28,7 +28,7 @@ from fedsrd.wire.inspect import inspect_payload
 from fedsrd.wire.positions import bernoulli_bits
 
 MIB = 1 << 20
-TYPES = ("float32", "bfloat16", "float16", "int8", "int4", "ternary")
+TYPES = ("float32", "bfloat16", "float16", "int8", "int4", "int3", "int2", "ternary")
 REPEATS = 5
 
 

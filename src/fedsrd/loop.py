@@ -92,7 +92,7 @@ def encode(delta: Delta, state: StateDict, *, round: int, client: str, values: s
         state: any state of this adapter; only its names and shapes count.
         round: the round that it is for, from 1.
         client: the client's name: the narrow number types round at random, each client on a stream of its own.
-        values: number type of what travels: float32, bfloat16, float16, int8, int4 or ternary.
+        values: number type of what travels: float32, bfloat16, float16, int8, int4, int3, int2 or ternary.
         seed: the federation's.
 
     Raises:

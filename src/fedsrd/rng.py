@@ -92,8 +92,8 @@ def keep_mask(count: int, keep: float, seed: int, *names: str | int, first: floa
     [True, True, True, True]
     """
     low, high = bounds(keep, first)
-    if high - low >= 1 << 32:
-        return np.ones(count, dtype=bool)
+    if high - low in (0, 1 << 32):
+        return np.full(count, high > low)
     drawn = words(count, seed, *names)
     # Words below the range wrap around and become larger than any within it.
     return drawn - np.uint32(low) < np.uint32(high - low) if low else drawn < np.uint32(high)

@@ -186,7 +186,10 @@ def test_without_the_boundary_that_kernel_gives_other_bits(monkeypatch):
     assert any(whole_round(method, offset) != expected for offset in OFFSETS[1:])
 
 
-@given(st.sampled_from(OFFSETS[1:]), st.sampled_from(["float32", "bfloat16", "float16", "int8", "int4", "ternary"]))
+@given(
+    st.sampled_from(OFFSETS[1:]),
+    st.sampled_from(["float32", "bfloat16", "float16", "int8", "int4", "int3", "int2", "ternary"]),
+)
 def test_what_a_payload_and_a_snapshot_give_lies_aligned_wherever_their_bytes_do(offset, values):
     random = np.random.default_rng(3)
     tensors, base = state_of(random, base=True)

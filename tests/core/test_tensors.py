@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedsrd import rng
 from fedsrd.core.lora import LoraModule, modules_of, pairs_of, split, table_of, tensor_name, tensors_of
-from fedsrd.core.tensors import SparseTensor, TensorSpec, TensorTable, add, digest, initial_tensors
+from fedsrd.core.tensors import Draw, SparseTensor, TensorSpec, TensorTable, add, average, digest, initial_tensors
 
 MODULES = (LoraModule("a", 30, 400, 8), LoraModule("b", 20, 50, 8))
 TABLE = table_of(MODULES)
@@ -43,6 +45,53 @@ def test_adding_to_tensors_of_any_number_of_dimensions():
     assert int((after["kernel"] != 0).sum()) == 2
     whole = add(after, {name: SparseTensor.from_dense(-tensor) for name, tensor in after.items()})
     assert not any(tensor.any() for tensor in whole.values())
+
+
+@given(
+    st.integers(1, 4),
+    st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5),
+    st.sampled_from([Draw(3, 0.3), Draw(3, 1 / 3, 2 / 3), Draw(2**64 - 1, 1.0)]),
+    st.integers(0, 2**31),
+)
+def test_the_mean_of_what_all_drew_alike_stays_drawn(kinds, weights, draw, seed):
+    """With every drawn element, zeros too, and the sum that dense float64 has."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = [weight / sum(weights) for weight in weights]
+    deltas = []
+    for _ in weights:
+        whole = {spec.name: torch.randn(spec.shape, generator=generator) for spec in PLAIN[:kinds]}
+        whole["scale"][:3] = 0.0
+        deltas.append({name: SparseTensor.from_draw(tensor, name, draw) for name, tensor in whole.items()})
+    mean = average([spec.name for spec in PLAIN], deltas, weights)
+    for name, sparse in mean.items():
+        assert sparse.draw == draw
+        assert torch.equal(sparse.positions, draw.positions(name, sparse.elements))
+        dense = sum(w * delta[name].dense().double() for w, delta in zip(weights, deltas, strict=True))
+        assert torch.allclose(sparse.dense().double(), torch.as_tensor(dense), atol=1e-6)
+        again = sparse.scaled(0.5)
+        assert (again.draw, again.positions) == (draw, sparse.positions)
+
+
+def test_the_mean_of_what_was_drawn_otherwise_is_no_draw():
+    """Another range, no draw, or a draw whose elements are not all there: the union of what was sent."""
+    ones = torch.ones(40)
+    drawn = SparseTensor.from_draw(ones, "p", Draw(1, 0.5))
+    others = [
+        SparseTensor.from_draw(ones, "p", Draw(1, 0.5, 0.5)),
+        SparseTensor.from_draw(ones, "p", Draw(2, 0.5)),
+        SparseTensor(drawn.shape, drawn.positions, drawn.values),
+        SparseTensor(drawn.shape, drawn.positions[1:], drawn.values[1:], drawn.draw),
+    ]
+    for other in others:
+        for pair in ((drawn, other), (other, drawn)):
+            mean = average(["p"], [{"p": sparse} for sparse in pair], [0.5, 0.5])["p"]
+            assert mean.draw is None
+            union = sorted({*drawn.positions.tolist(), *other.positions.tolist()})
+            assert mean.positions.tolist() == union
+            assert torch.equal(mean.dense(), (drawn.dense() + other.dense()) / 2)
+    whole = average(["p"], [{"p": drawn}, {"p": SparseTensor.from_dense(ones)}], [0.5, 0.5])["p"]
+    assert whole.positions is None
+    assert average(["p"], [{"p": drawn}, {}], [0.5, 0.5])["p"].draw == drawn.draw
 
 
 def test_a_digest_sees_one_bit_a_name_and_an_order():

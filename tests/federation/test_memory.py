@@ -31,7 +31,7 @@ from fedsrd.recipe import ParticipationSection
 
 TABLE = table_of((LoraModule("l0.q", 12, 8, 2), LoraModule("l1.q", 6, 8, 2)))
 NAMES = ("c0", "c1", "c2", "c3")
-TYPES = ("float32", "bfloat16", "float16", "int8", "int4", "ternary")
+TYPES = ("float32", "bfloat16", "float16", "int8", "int4", "int3", "int2", "ternary")
 FEDERATION = "0" * 16
 
 

@@ -17,7 +17,9 @@ from fedsrd.methods import Contribution
 from fedsrd.training.models import adapter_tensors
 
 KINDS = pytest.mark.parametrize("name", ["fedsrd", "fedavg", "flora", "flasc"])
-VALUES = pytest.mark.parametrize("values", ["float32", "bfloat16", "float16", "int8", "int4", "ternary"])
+VALUES = pytest.mark.parametrize(
+    "values", ["float32", "bfloat16", "float16", "int8", "int4", "int3", "int2", "ternary"]
+)
 
 
 def bits(value):

@@ -26,7 +26,7 @@ BASE = snapshot.base_table(TABLE)
 def payload(body: bytes, control: int, table) -> bytes:
     """A body with a header and a checksum around it."""
     kind, codec, type_ = 3 - (control & 1), control >> 1 & 3, control >> 3 & 7
-    head = struct.pack("<4sBBBBB3sIII16s", b"FSRD", 3, kind, 0, codec, type_, bytes(3), 0, 2, 2, table.digest)
+    head = struct.pack("<4sBBBBB3sIII16s", b"FSRD", 4, kind, 0, codec, type_, bytes(3), 0, 2, 2, table.digest)
     return head + body + hashlib.blake2b(head + body, digest_size=16).digest()
 
 

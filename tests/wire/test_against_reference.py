@@ -33,8 +33,11 @@ from fedsrd.wire import (
 from fedsrd.wire.inspect import inspect_payload
 
 GOLDEN = Path(__file__).parent / "golden"
-TYPES = ("float32", "bfloat16", "float16", "int8", "int4", "ternary")
+TYPES = ("float32", "bfloat16", "float16", "int8", "int4", "int3", "int2", "ternary")
 POSITIONS = ("auto", "bitmap", "gaps")
+DRAWS = st.sampled_from(
+    [Draw(0, 0.3), Draw(2**64 - 1, 0.3), *(Draw(0, 1 / 3, i / 3) for i in range(3)), Draw(1, 1.0), Draw(1, 0.1, 0.9)]
+)
 
 
 @st.composite
@@ -72,7 +75,7 @@ def deltas(draw, table):
                 tensor, torch.from_numpy(np.asarray(random.random(shape) < density * bias))
             )
         elif way == "drawn":
-            delta[name] = SparseTensor.from_draw(tensor, name, Draw(draw(st.sampled_from([0, 2**64 - 1])), 0.3))
+            delta[name] = SparseTensor.from_draw(tensor, name, draw(DRAWS))
     return delta
 
 
@@ -80,8 +83,10 @@ def deltas(draw, table):
 def cases(draw):
     """A table, a delta and how it is written."""
     table = draw(tables())
+    values = draw(st.sampled_from(TYPES))
     options = WireOptions(
-        values=draw(st.sampled_from(TYPES)),
+        values=values,
+        threshold=None if "float" in values else draw(st.sampled_from([None, 1e-9, 0.5, 1.0, 16.0])),
         positions=draw(st.sampled_from(POSITIONS)),
         exponents=draw(st.sampled_from(["auto", "raw"])),
         block=draw(st.sampled_from([1, 3, 128])),
@@ -190,11 +195,11 @@ def test_a_snapshot_is_whole_and_float32(kind, case):
 def test_both_readers_refuse_a_list_without_elements():
     """`fedsrd inspect` divides by what travels."""
     table = TensorTable((TensorSpec("q", (3, 2)), TensorSpec("v", (5,))))
-    for way, threshold in ((2, b""), (3, struct.pack("<QI", 5, 1))):
+    for way, threshold in ((2, b""), (3, struct.pack("<BQII", 1, 5, 0, 0))):
         for others, values in ((0, b""), (1 << 2, b"\0" + struct.pack("<5f", *range(5)))):
             listed = b"\0" if way == 2 else b""
             body = bytes([way + others]) + threshold + listed + (values or b"\0")
-            head = struct.pack("<4sBBBBB3sIII16s", b"FSRD", 3, 1, 0, int(way == 2), 1, bytes(3), 0, 1, 0, table.digest)
+            head = struct.pack("<4sBBBBB3sIII16s", b"FSRD", 4, 1, 0, int(way == 2), 1, bytes(3), 0, 1, 0, table.digest)
             payload = sealed(head + body)
             for read in (decode_delta, inspect_payload):
                 with pytest.raises(PayloadError, match="q: something of it travels, and yet no element"):
@@ -236,11 +241,12 @@ def test_the_sender_knows_what_will_arrive(values, positions, case, seed):
         assert (mine.positions is None) == (sparse.positions is None)
         if sparse.positions is not None:
             assert torch.equal(mine.positions, sparse.positions), name
-        assert (mine.draw is None) == (sparse.draw is None)
+        assert mine.draw == sparse.draw
         if sparse.draw is not None:
-            # A payload has 32 bits of the probability.
-            assert mine.draw.seed == sparse.draw.seed
-            assert rng.threshold(mine.draw.keep) == rng.threshold(sparse.draw.keep)
+            # A payload has 32 bits of each end of its range.
+            asked = delta[name].draw
+            assert sparse.draw.seed == asked.seed
+            assert rng.bounds(sparse.draw.keep, sparse.draw.first) == rng.bounds(asked.keep, asked.first)
 
 
 @given(tables())
@@ -264,13 +270,17 @@ GOLDEN_PLAIN = (
     TensorSpec("head.bias", (9,)),
 )
 GOLDEN_TABLE = TensorTable((*table_of(GOLDEN_LORA).specs, *GOLDEN_PLAIN))
-GOLDEN_OPTIONS = [(values, positions) for values in TYPES for positions in ("gaps", "bitmap")]
+GOLDEN_OPTIONS = [
+    *((values, positions, None) for values in TYPES for positions in ("gaps", "bitmap")),
+    ("int8", "auto", None),
+    ("int3", "auto", 0.7),
+]
 
 
 def golden_delta():
     """Whole numbers and halves made by integer arithmetic, so that no library's random numbers matter.
 
-    The last of the LoRA factors does not travel, nor does the last of the other tensors.
+    The last of the tensors does not travel.
     """
     delta = {}
     for number, spec in enumerate(GOLDEN_TABLE.specs):
@@ -280,19 +290,21 @@ def golden_delta():
             delta[spec.name] = SparseTensor.from_mask(tensor, ((flat * 13) % 17 < 3 + flat % 4).reshape(spec.shape))
         elif number == 1:
             delta[spec.name] = SparseTensor.from_draw(tensor, spec.name, Draw(2510, 0.25))
+        elif number == 3:
+            delta[spec.name] = SparseTensor.from_draw(tensor, spec.name, Draw(2510, 1 / 3, 1 / 3))
         elif number in (2, 5):
             delta[spec.name] = SparseTensor.from_dense(tensor)
     return delta
 
 
-@pytest.mark.parametrize(("values", "positions"), [*GOLDEN_OPTIONS, ("int8", "auto")])
-def test_golden_payloads(values, positions):
-    """The files hold what version 3 is. If this fails, payloads that are on their way cannot be read any more."""
-    file = GOLDEN / f"v3-{values}-{positions}.fsrd"
-    options = WireOptions(values=values, positions=positions)
+@pytest.mark.parametrize(("values", "positions", "threshold"), GOLDEN_OPTIONS)
+def test_golden_payloads(values, positions, threshold):
+    """The files hold what version 4 is. If this fails, payloads that are on their way cannot be read any more."""
+    file = GOLDEN / f"v4-{values}-{positions}.fsrd"
+    options = WireOptions(values=values, positions=positions, threshold=threshold)
     made = encode_delta(golden_delta(), GOLDEN_TABLE, Kind.UPLINK, 7, 6, options, 9)
     assert made == file.read_bytes()
-    expected = json.loads((GOLDEN / "v3.json").read_text())[file.name]
+    expected = json.loads((GOLDEN / "v4.json").read_text())[file.name]
     _, found = decode_delta(file.read_bytes(), GOLDEN_TABLE)
     assert {name: sparse.dense().flatten().tolist() for name, sparse in found.items()} == expected
     theirs = reference.read(file.read_bytes(), as_the_reference_has_it(GOLDEN_TABLE))
@@ -300,14 +312,15 @@ def test_golden_payloads(values, positions):
 
 
 def test_the_golden_start():
-    assert encode_start(0x0102030405060708, GOLDEN_TABLE) == (GOLDEN / "v3-start.fsrd").read_bytes()
+    assert encode_start(0x0102030405060708, GOLDEN_TABLE) == (GOLDEN / "v4-start.fsrd").read_bytes()
     assert tensor_name("layers.0.q_proj", "B") in GOLDEN_TABLE.shapes
 
 
-def test_version_2_is_refused():
-    """A payload as version 2 wrote it, whole and with a good checksum."""
-    payload = (GOLDEN / "v2-float32-gaps.fsrd").read_bytes()
-    message = "format version 2: this reader knows version 3; upgrade the older end"
+@pytest.mark.parametrize("old", ["v2-float32-gaps", "v3-float32-gaps", "v3-int8-auto", "v3-start"])
+def test_older_versions_are_refused(old):
+    """Payloads as these versions wrote them, whole and with a good checksum."""
+    payload = (GOLDEN / f"{old}.fsrd").read_bytes()
+    message = f"format version {old[1]}: this reader knows version 4; upgrade the older end"
     for read in (read_header, inspect_payload, lambda old: decode_delta(old, GOLDEN_TABLE)):
         with pytest.raises(PayloadError, match=message):
             read(payload)

@@ -41,7 +41,7 @@ def example(options=None, table=TABLE) -> bytes:
         if number % 3 == 0:
             delta[name] = SparseTensor.from_mask(tensor, torch.rand(shape, generator=generator) < 0.3)
         elif number % 3 == 1:
-            delta[name] = SparseTensor.from_draw(tensor, name, Draw(2, 0.4))
+            delta[name] = SparseTensor.from_draw(tensor, name, Draw(2, 0.4, number % 2 / 2))
         else:
             delta[name] = SparseTensor.from_dense(tensor)
     return encode_delta(delta, table, Kind.UPLINK, 3, 2, options)
@@ -50,7 +50,7 @@ def example(options=None, table=TABLE) -> bytes:
 EXAMPLES = [
     (example(WireOptions(values=values, positions=positions, block=9), table), table)
     for table in (TABLE, MIXED)
-    for values, positions in (("float32", "bitmap"), ("bfloat16", "gaps"), ("int8", "auto"), ("int4", "gaps"))
+    for values, positions in (("float32", "bitmap"), ("bfloat16", "gaps"), ("int8", "auto"), ("int2", "auto"), ("int4", "gaps"))
 ]
 
 

@@ -80,9 +80,9 @@ def patched(offset: int, content: bytes) -> bytes:
     ("data", "message"),
     [
         (patched(0, b"FSRX"), "this is no FedSRD payload"),
-        (patched(4, b"\x01"), "format version 1: this reader knows version 3"),
-        (patched(4, b"\x02"), "format version 2: this reader knows version 3"),
-        (patched(4, b"\x04"), "format version 4: this reader knows version 3"),
+        (patched(4, b"\x01"), "format version 1: this reader knows version 4"),
+        (patched(4, b"\x03"), "format version 3: this reader knows version 4"),
+        (patched(4, b"\x05"), "format version 5: this reader knows version 4"),
         (patched(5, b"\x09"), "kind 9: this reader knows 0 start, 1 uplink, 2 downlink, 3 snapshot"),
         (patched(6, b"\x01"), "flags 1"),
         (patched(10, b"\x01"), "000100"),
@@ -140,10 +140,15 @@ def test_encoding_refuses_what_could_not_be_read_back():
             encode_delta({Q_B: sparse((3, 2), positions, [1.0])}, TABLE, Kind.UPLINK, 1, 0)
     with pytest.raises(ValueError, match="use encode_start"):
         encode_delta({}, TABLE, Kind.START, 1, 0)
-    for values in ("float32", "bfloat16", "float16", "int8", "int4", "ternary"):
+    for values in ("float32", "bfloat16", "float16", "int8", "int4", "int3", "int2", "ternary"):
         for value in (float("nan"), float("inf"), -float("inf")):
+            bad = {Q_B: sparse((3, 2), [1], [value])}
             with pytest.raises(ValueError, match="q.lora_B.weight: a value of .* does not fit"):
-                encode_delta({Q_B: sparse((3, 2), [1], [value])}, TABLE, Kind.UPLINK, 1, 0, WireOptions(values=values))
+                encode_delta(bad, TABLE, Kind.UPLINK, 1, 0, WireOptions(values=values))
+            if "float" in values:
+                continue
+            with pytest.raises(ValueError, match=f"q.lora_B.weight: a value of .* does not fit {values}"):
+                encode_delta(bad, TABLE, Kind.UPLINK, 1, 0, WireOptions(values=values, threshold=0.5))
     with pytest.raises(ValueError, match="a value of 7e\\+04 does not fit float16"):
         encode_delta({Q_B: sparse((3, 2), [1], [7e4])}, TABLE, Kind.UPLINK, 1, 0, WireOptions(values="float16"))
     for number in (-1, 2**32):
@@ -225,13 +230,69 @@ def test_a_drawn_tensor_lists_no_positions():
     # A delta that was read knows its draw, and is written as before.
     again = decode_delta(encode_delta({name: drawn}, table, Kind.DOWNLINK, 1, 0), table)[1]
     assert again[name].draw == Draw(11, 0.25)
-    # The paper's format has no draws; a second draw in one payload is listed.
+    # The paper's format has no draws.
     bitmap = encode_delta({name: drawn}, table, Kind.DOWNLINK, 1, 0, WireOptions(positions="bitmap"))
     assert decode(bitmap, table).travels[name] is Travels.LISTED
-    both = {name: drawn, other: SparseTensor.from_draw(torch.ones(8, 64), other, Draw(12, 0.25))}
-    found = decode(encode_delta(both, table, Kind.DOWNLINK, 1, 0), table)
-    assert found.travels == {name: Travels.DRAWN, other: Travels.LISTED}
-    assert torch.equal(found.delta[other].dense(), both[other].dense())
+    for draw, size in ((Draw(11, 0.25), 0), (Draw(11, 1 / 3, 1 / 3), 18), (Draw(12, 0.25), 18)):
+        both = {name: drawn, other: SparseTensor.from_draw(torch.ones(8, 64), other, draw)}
+        data = encode_delta(both, table, Kind.DOWNLINK, 1, 0)
+        found = decode(data, table)
+        assert found.travels == {name: Travels.DRAWN, other: Travels.DRAWN}
+        assert inspect_payload(data, table)["sections"]["draws"]["bytes"] == 17 + size
+        assert torch.equal(found.delta[other].dense(), both[other].dense())
+
+
+def test_draws_that_divide_a_tensor_travel_apart_and_come_together():
+    """A cycle of P payloads brings every element once, zeros too."""
+    table = table_of([LoraModule("m", 64, 64, 8)])
+    whole = {name: torch.randn(shape).floor() for name, shape in table.shapes.items()}
+    for parts in (2, 3, 7):
+        seen = {name: torch.zeros(shape) for name, shape in table.shapes.items()}
+        total = {name: torch.zeros(shape) for name, shape in table.shapes.items()}
+        for part in range(parts):
+            draw = Draw(5, 1 / parts, part / parts)
+            delta = {name: SparseTensor.from_draw(tensor, name, draw) for name, tensor in whole.items()}
+            found = decode(encode_delta(delta, table, Kind.UPLINK, 1, 0), table)
+            assert set(found.travels.values()) == {Travels.DRAWN}
+            for name, sparse in found.delta.items():
+                total[name] += sparse.dense()
+                seen[name].view(-1)[sparse.positions] += 1
+        for name, tensor in whole.items():
+            assert torch.equal(total[name], tensor)
+            assert bool((seen[name] == 1).all())
+
+
+def test_draws_beyond_those_that_a_byte_numbers_are_listed():
+    table = TensorTable(tuple(TensorSpec(f"p{i}", (40,)) for i in range(260)))
+    delta = {
+        spec.name: SparseTensor.from_draw(torch.ones(40), spec.name, Draw(i, 0.5)) for i, spec in enumerate(table.specs)
+    }
+    delta["p259"] = SparseTensor.from_draw(torch.ones(40), "p259", Draw(3, 0.5))
+    data = encode_delta(delta, table, Kind.UPLINK, 1, 0)
+    found = decode(data, table)
+    ways = [how.name for how in found.travels.values()]
+    assert ways == ["DRAWN"] * 255 + ["LISTED"] * 4 + ["DRAWN"]
+    assert inspect_payload(data, table)["sections"]["draws"]["bytes"] == 1 + 255 * 16 + 256
+    for name, sparse in delta.items():
+        assert torch.equal(found.delta[name].dense(), sparse.dense())
+
+
+def test_a_threshold_is_for_integers():
+    for values in ("float32", "bfloat16", "float16"):
+        with pytest.raises(ValueError, match=f"threshold 0.5 with values {values}: floats have no levels"):
+            WireOptions(values=values, threshold=0.5)
+    for threshold in (0.0, -1.0, 16.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="threshold"):
+            WireOptions(values="int4", threshold=threshold)
+
+
+@pytest.mark.parametrize("values", ["int8", "int4", "int3", "int2", "ternary"])
+def test_with_a_threshold_nothing_is_random(values, monkeypatch):
+    table = table_of([LoraModule("m", 40, 40, 2)])
+    delta = {name: SparseTensor.from_dense(torch.randn(shape)) for name, shape in table.shapes.items()}
+    monkeypatch.setattr("fedsrd.rng.fraction", None)
+    options = WireOptions(values=values, threshold=0.7)
+    assert len({encode_delta(delta, table, Kind.UPLINK, 1, 0, options, seed) for seed in (1, 2)}) == 1
 
 
 def test_auto_takes_the_smallest():

@@ -191,9 +191,9 @@ class Integer:
     the probability of the fraction, so that the expectation is the value (Alistarh et al., QSGD, arXiv 1610.02132).
 
     With one, what is smaller than the threshold times the block's mean magnitude becomes zero, levels follow in steps
-    of 3/2 of that, and the scale is that of least squared error under these levels. A zero bin that reaches further than
-    half a step (a dead zone) costs fewer bits at equal error. For ternary values the scale is the mean magnitude of what
-    is kept (Li et al., Ternary Weight Networks, arXiv 1605.04711; Sattler et al., STC, arXiv 1903.02891).
+    of 3/2 of that, and the scale is that of least squared error under these levels. A zero bin that reaches further
+    than half a step (a dead zone) costs fewer bits at equal error. For ternary values the scale is the mean magnitude
+    of what is kept (Li et al., Ternary Weight Networks, arXiv 1605.04711; Sattler et al., STC, arXiv 1903.02891).
     """
 
     name: str
