@@ -17,15 +17,16 @@ NEW_BASE = {"flora", "fedex-lora"}
 CONTROLLED = {"scaffold", "feddyn"}
 OWN_LOOP = REFERENCES | NEW_BASE | CONTROLLED | {"fedsa-lora"}
 
+KEEPING = {"cyclic", "fedsrd-ef", "sparseloco"}
 REFUSED = {
-    "LIBRARY": OWN_LOOP,
+    "LIBRARY": OWN_LOOP | KEEPING,
     "STRATEGY": OWN_LOOP,
     "NETWORK": {"centralised"},
     "QUANTISED_BASE": NEW_BASE,
     "LOWER_RANKS": set(methods.names()) - {"flexlora", "flora"},
-    "PLAIN_TENSORS": NEW_BASE | {"fedsrd", "fedsrd-e", "ffa-lora", "flexlora", "fedsa-lora"},
+    "PLAIN_TENSORS": NEW_BASE | {"fedsrd", "fedsrd-e", "fedsrd-ef", "ffa-lora", "flexlora", "fedsa-lora"},
     "SERVER_OPTIMIZER": REFERENCES | NEW_BASE | {"flexlora"},
-    "SUM_ONLY": set(methods.names()) - {"fedavg", "fedprox", "ffa-lora", "fed-dare"},
+    "SUM_ONLY": set(methods.names()) - {"fedavg", "fedprox", "ffa-lora", "fed-dare"} - KEEPING,
     "PLANNER": REFERENCES,
 }
 """The methods that each host refuses, with their default options."""
@@ -88,7 +89,7 @@ NEEDS = {
     Need.PERSONAL: {*REFERENCES, "fedsa-lora"},
     Need.REFERENCE: REFERENCES,
     Need.POOLED: {"centralised"},
-    Need.CLIENT_STATE: {*REFERENCES, *CONTROLLED, "fedsa-lora"},
+    Need.CLIENT_STATE: {*REFERENCES, *CONTROLLED, *KEEPING, "fedsa-lora"},
     Need.GRADIENT_HOOK: CONTROLLED,
     Need.EQUAL_RANKS: REFUSED["LOWER_RANKS"],
     Need.LORA: REFUSED["PLAIN_TENSORS"],

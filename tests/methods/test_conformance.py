@@ -250,7 +250,7 @@ def test_fedsrd_sends_a_tenth_and_b_and_a_in_turn():
 
 
 def test_an_unknown_method_names_the_nearest_and_all():
-    with pytest.raises(RecipeError, match=r"Did you mean 'fedsrd-e'\? Known: centralised, fed-dare, fedavg"):
+    with pytest.raises(RecipeError, match=r"Did you mean 'fedsrd-e'\? Known: centralised, cyclic, fed-dare, fedavg"):
         methods.get("fedsrde")
 
 

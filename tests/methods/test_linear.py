@@ -20,6 +20,9 @@ LINEAR = {
     "fedprox": {},
     "ffa-lora": {},
     "fed-dare": {},
+    "cyclic": {},
+    "fedsrd-ef": {},
+    "sparseloco": {},
     "fedsrd-e": {"decompose_at": "client"},
     "fedsrd-e, dense": {"decompose_at": "client", "sparsifier": "dense", "download": "none"},
     "fedsrd-e, important": {"decompose_at": "client", "download": "none", "sparsifier": "magnitude"},
@@ -124,14 +127,14 @@ def test_several_rounds_of_sums(row):
             torch.testing.assert_close(other.tensors[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(set(methods.names()) - {"fedavg", "fedprox", "ffa-lora", "fed-dare"}))
+@pytest.mark.parametrize("name", sorted(set(methods.names()) - {row.split(",")[0] for row in LINEAR} | {"fedsrd", "fedsrd-e"}))
 def test_a_method_that_is_not_linear_is_refused_by_name(name):
     config = config_of(build(name))
     assert not config.method.linear
     message = f"method.name = '{name}': {name} .*needs every client's own update, not their sum"
     with pytest.raises(RecipeError, match=message) as caught:
         transition.close_sum(config, config.start(), {}, 2, {}, 2)
-    assert "Methods that fit: fed-dare, fedavg, fedprox, ffa-lora" in str(caught.value)
+    assert "Methods that fit: cyclic, fed-dare, fedavg, fedprox, fedsrd-ef, ffa-lora, sparseloco" in str(caught.value)
 
 
 @settings(max_examples=150, deadline=None)

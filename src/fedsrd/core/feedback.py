@@ -55,7 +55,8 @@ def remembered(
     """
     if how == "none":
         return dict(memory)
-    found = dict(memory)
+    renewed = {key(how, name) for name in wanted}
+    found = {name: tensor for name, tensor in memory.items() if name not in renewed}
     for name, tensor in wanted.items():
         sent = arrives.get(name)
         if how == "ef14":
@@ -64,6 +65,8 @@ def remembered(
         elif sent is not None:
             before = memory.get(key(how, name))
             found[key(how, name)] = sent.dense() if before is None else add_to(before.clone(), sent, 1.0)
+        elif key(how, name) in memory:
+            found[key(how, name)] = memory[key(how, name)]
     return found
 
 

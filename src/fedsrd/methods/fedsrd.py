@@ -93,8 +93,9 @@ class FedSRD(Method):
 
     @property
     def linear(self) -> bool:
-        """Where clients decompose."""
-        return self.options.decompose_at == "client" and self.options.feedback != "ef21"
+        """Where clients decompose, or factors are averaged."""
+        options = self.options
+        return (options.decompose_at == "client" or options.server == "average") and options.feedback != "ef21"
 
     @property
     def makes_steps(self) -> bool:
@@ -114,7 +115,7 @@ class FedSRD(Method):
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
     ) -> Iterable[tuple[str, SparseTensor]]:
         """The dense change of this round's factor, module by module, so that memory holds one module's products."""
-        if self.options.server == "average" or self.linear:
+        if self.linear:
             return mean(state, contributions).items()
         moved = self._moved(state.tensors, contributions, context.round)
         return ((name, SparseTensor.from_dense(change)) for name, change in moved)
@@ -122,7 +123,7 @@ class FedSRD(Method):
     def aggregate_sum(
         self, state: GlobalState, total: Delta, context: ServerContext
     ) -> Iterable[tuple[str, SparseTensor]]:
-        """The sum itself, where clients decompose."""
+        """The sum itself, where the method is linear."""
         return total.items() if self.linear else super().aggregate_sum(state, total, context)
 
     def server_update(
