@@ -50,7 +50,13 @@ def example(options=None, table=TABLE) -> bytes:
 EXAMPLES = [
     (example(WireOptions(values=values, positions=positions, block=9), table), table)
     for table in (TABLE, MIXED)
-    for values, positions in (("float32", "bitmap"), ("bfloat16", "gaps"), ("int8", "auto"), ("int2", "auto"), ("int4", "gaps"))
+    for values, positions in (
+        ("float32", "bitmap"),
+        ("bfloat16", "gaps"),
+        ("int8", "auto"),
+        ("int2", "auto"),
+        ("int4", "gaps"),
+    )
 ]
 
 
