@@ -53,7 +53,7 @@ def federation_of(method, server, examples):
 def added(client):
     """What the hook of the client's last round adds to a gradient."""
     gradients = {name: torch.zeros(shape) for name, shape in TABLE.shapes.items()}
-    client._trainer.seen[-1].gradient_hook(gradients)
+    client.trainer.seen[-1].gradient_hook(gradients)
     return gradients
 
 
@@ -108,7 +108,7 @@ def test_feddyn(server, examples, alpha):
         mean, moves = zeros(), zeros()
         for i in present:
             close(added(federation.clients[i]), {name: -linear[i][name] for name in NAMES})
-            assert federation.clients[i]._trainer.seen[-1].proximal == alpha
+            assert federation.clients[i].trainer.seen[-1].proximal == alpha
             for name, noise in step_of(i + 1, number).items():
                 mean[name] += examples[i] / total * (theta[name] + noise)
                 moves[name] += noise

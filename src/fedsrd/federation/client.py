@@ -76,11 +76,31 @@ class ClientMemory:
         return ClientMemory(kept, counted)
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A round of training that is prepared.
+
+    Attributes:
+        round: from 1.
+        plan: what is to be trained, and how.
+        context: as the method has it.
+        codec: of the update.
+        seconds: that planning took.
+    """
+
+    round: int
+    plan: LocalPlan
+    context: ClientContext
+    codec: transition.Codec
+    seconds: float
+
+
 class Client:
     """A client's side of the federation.
 
     Attributes:
         name: what the server calls it.
+        trainer: its local training.
         state: its replica of the global state.
         memory: what the method keeps at this client between rounds.
     """
@@ -90,7 +110,7 @@ class Client:
         self.state = NOTHING
         self.memory = ClientMemory({})
         self._config = config
-        self._trainer = trainer
+        self.trainer = trainer
         self._rank = rank
 
     @property
@@ -176,6 +196,17 @@ class Client:
         """Trains one round and gives the update, or the reason why there is none.
 
         Raises:
+            PayloadError, FederationError: as `prepare`.
+        """
+        job = self.prepare(task)
+        began = time.perf_counter()
+        trained = self.trainer.train(job.plan, task.round, on_step)
+        return self.finish(job, trained, time.perf_counter() - began)
+
+    def prepare(self, task: TrainTask) -> Job:
+        """Brings the replica forward and plans the round's training, which the caller then has `trainer` do.
+
+        Raises:
             PayloadError, FederationError: as `sync`; or the task builds on another state than this replica.
         """
         self.sync(task.sync)
@@ -187,28 +218,37 @@ class Client:
         began = time.perf_counter()
         context, codec = self._context(task.round)
         plan = self._config.method.local_plan(self.state, context)
-        trained = self._trainer.train(plan, task.round, on_step)
-        ended = time.perf_counter()
+        return Job(task.round, plan, context, codec, time.perf_counter() - began)
+
+    def finish(self, job: Job, trained: Trained, seconds: float) -> Update | Failure:
+        """The update that is made of a job's training, or the reason why there is none.
+
+        Args:
+            job: as `prepare` gave it.
+            trained: what training by its plan gave.
+            seconds: that the training took.
+        """
+        began = time.perf_counter()
         # A NaN or infinity would spoil every client's model; nothing of it leaves this one.
         if not all(bool(torch.isfinite(tensor).all()) for tensor in trained.tensors.values()):
-            return Failure(self.name, task.round, "training gave NaN or infinite parameters (learning rate too high?)")
+            return Failure(self.name, job.round, "training gave NaN or infinite parameters (learning rate too high?)")
         try:
-            update = transition.update(self._config, plan, trained.tensors, context)
+            update = transition.update(self._config, job.plan, trained.tensors, job.context)
         except ValueError as error:
-            return Failure(self.name, task.round, f"no update can be made of the training's result: {error}")
+            return Failure(self.name, job.round, f"no update can be made of the training's result: {error}")
         sparsified = time.perf_counter()
         try:
-            payload = codec.payload(update[0], wire.Kind.UPLINK, task.round, self.version)
+            payload = job.codec.payload(update[0], wire.Kind.UPLINK, job.round, self.version)
         except ValueError as error:
-            return Failure(self.name, task.round, f"the update cannot be sent: {error}")
-        seconds = {
-            "train": ended - began,
-            "sparsify": sparsified - ended,
+            return Failure(self.name, job.round, f"the update cannot be sent: {error}")
+        phases = {
+            "train": job.seconds + seconds,
+            "sparsify": sparsified - began,
             "encode": time.perf_counter() - sparsified,
         }
         # It counts when the round has closed with this update in it.
-        self.memory = ClientMemory(self.memory.kept, self.memory.round, update[1], task.round)
-        return Update(self.name, task.round, self._trainer.count, payload, trained.loss, seconds)
+        self.memory = ClientMemory(self.memory.kept, self.memory.round, update[1], job.round)
+        return Update(self.name, job.round, self.trainer.count, payload, trained.loss, phases)
 
     def _context(self, round_number: int) -> tuple[ClientContext, transition.Codec]:
         return transition.client_context(self._config, round_number, self.name, self._rank, self.memory.kept)

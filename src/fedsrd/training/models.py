@@ -1,5 +1,6 @@
 """Base models with a LoRA adapter whose tensors can be set and read: the only place that knows PEFT's names."""
 
+import contextlib
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,6 +161,33 @@ class AdaptedModel:
             weight.requires_grad_(name in wanted)
         return {name: weight for name, weight in found.items() if name in wanted}
 
+    @property
+    def has_dropout(self) -> bool:
+        """Whether anything is dropped at random in training, by the adapter or by the base model."""
+        named = ("attention_dropout", "attn_pdrop")
+        inside = any(getattr(self.model.config, name, 0) for name in named)
+        return inside or any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules())
+
+    @contextlib.contextmanager
+    def in_lanes(self, stacked: Mapping[str, Tensor], lanes: int) -> Iterator[None]:
+        """Inside, the l-th part of every batch is computed with the l-th of the stacked tensors, not with the
+        adapter's own.
+
+        Args:
+            stacked: by name of the adapter's tensors, (lanes, *shape) float32, on the device.
+            lanes: how many equal parts a batch has.
+        """
+        layers = list(self._layers.items())
+        for name, layer in layers:
+            factors = {factor: stacked[lora_view.tensor_name(name, factor)] for factor in FACTORS}
+            layer.forward = _lane_forward(name, layer, factors["A"], factors["B"], lanes)
+        try:
+            yield
+        finally:
+            for _, layer in layers:
+                # The class's own shows again.
+                del layer.forward
+
     def _weight(self, name: str) -> Tensor:
         module, factor = lora_view.split(name)
         layer = self._layers[module]
@@ -263,6 +291,33 @@ def _modules(model: Any) -> Iterator[LoraModule]:
     for name, layer in _lora_layers(model):
         rank, in_features = layer.lora_A["default"].weight.shape
         yield LoraModule(name, layer.lora_B["default"].weight.shape[0], in_features, rank)
+
+
+def _lane_forward(name: str, layer: Any, A: Tensor, B: Tensor, lanes: int) -> Any:
+    """The forward of a LoRA layer whose batch is in lanes; as PEFT's, it computes the adapter's part in float32.
+
+    Args:
+        name: of the layer.
+        layer: PEFT's.
+        A: (lanes, rank, in) float32.
+        B: (lanes, out, rank) float32.
+        lanes: how many.
+    """
+    scale = layer.scaling["default"]
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if x.shape[0] % lanes:
+            # An expert of a mixture, say, which sees some tokens only.
+            raise ModelError(
+                f"layer {name} is given {x.shape[0]} rows, no multiple of the {lanes} clients that train together: "
+                "this model needs training.clients_at_once = 1"
+            )
+        base = layer.base_layer(x, *args, **kwargs)
+        low = torch.bmm(x.to(A.dtype).reshape(lanes, -1, x.shape[-1]), A.mT) * scale
+        found: Tensor = (base + torch.bmm(low, B.mT).view(base.shape)).to(base.dtype)
+        return found
+
+    return forward
 
 
 def _contiguous_head(model: Any) -> None:

@@ -22,6 +22,13 @@ from fedsrd.training.options import TrainingOptions
 OnStep = Callable[[int, float], None]
 
 
+def pad_id(adapted: AdaptedModel) -> int:
+    """The token that fills up sequences: the tokenizer's, or its end-of-text token."""
+    tokenizer = adapted.tokenizer
+    found: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Trained:
     """What a round of local training gives: the tensors after it, and the mean loss a response token in nats."""
@@ -73,8 +80,7 @@ class LocalTrainer:
         anchors = [parameter.detach().clone() for parameter in parameters] if plan.proximal else []
         each = options.batch_size * options.accumulation
         examples = self.examples_of(round_number, each * options.steps)
-        pad = self.adapted.tokenizer.pad_token_id
-        pad = self.adapted.tokenizer.eos_token_id if pad is None else pad
+        pad = pad_id(self.adapted)
         total = 0.0
         model.train()
         devices = [self.adapted.device] if self.adapted.device.type == "cuda" else []
