@@ -1,5 +1,6 @@
-"""Draws the pictures of docs/how-it-works.md: python docs/pictures.py. Stored, so that the pages need no drawing."""
+"""Draws the pictures of docs/how-it-works.md and docs/results.md: python docs/pictures.py. Stored, so that the pages need no drawing."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,43 @@ def payload() -> None:
     save(figure, "payload")
 
 
+def budgets() -> None:
+    """What quality costs in bits: every point of the search (benchmarks/search.py), the mean of its seeds."""
+    stored = json.loads((HERE.parents[1] / "benchmarks" / "results" / "embedded-search.json").read_text())
+    measured = ("in domain", "out of domain", "bits")
+    points: dict[Any, list[dict[str, Any]]] = {}
+    for row in stored["rows"]:
+        key = tuple(value for name, value in row.items() if name not in {*measured, "energy kept", "seed"})
+        points.setdefault(key, []).append(row)
+    means = [rows[0] | {name: np.mean([row[name] for row in rows]) for name in measured} for rows in points.values()]
+    figure, both = pyplot.subplots(1, 2, figsize=(10, 3.6), sharex=True)
+    for axes, where in zip(both, measured[:2], strict=True):
+        for label, colour in KINDS.items():
+            own = [row for row in means if _kind(row) == label]
+            axes.scatter([row["bits"] for row in own], [row[where] for row in own], s=14, color=colour, label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("bits a parameter and round, up + down")
+        axes.set_ylabel(f"response NLL, {where}")
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    both[0].legend(fontsize=8, frameon=False)
+    save(figure, "budgets")
+
+
+KINDS = {"float32": SOFT, "every element, ternary": CLIENT, "cyclic, ternary": LOUD, "B alone, ternary": SERVER}
+
+
+def _kind(row: dict[str, Any]) -> str:
+    if not row["threshold"]:
+        return "float32"
+    if row["trained"] == "B":
+        return "B alone, ternary"
+    return "cyclic, ternary" if row["period"] + row["period_a"] > 2 else "every element, ternary"
+
+
 if __name__ == "__main__":
     with pyplot.rc_context({"svg.hashsalt": "fedsrd", "text.color": INK, "axes.labelcolor": INK}):
         one_round()
         importance()
         payload()
+        budgets()

@@ -96,8 +96,9 @@ def test_the_same_bits_every_time_also_where_groups_are_uneven(four, tmp_path, p
 def test_who_cannot_train_together_takes_turns(four, tmp_path, passes):
     four["lora"]["dropout"] = 0.1
     turns, adapter, _ = run(four, tmp_path / "turns", 1)
-    found, again, _ = run(four, tmp_path / "asked", 4)
+    found, again, observer = run(four, tmp_path / "asked", 4)
     assert passes == []
+    assert len([text for text in observer.warned if "one after the other" in text]) == 1
     assert [record.digest for record in found] == [record.digest for record in turns]
     assert all(torch.equal(adapter[name], again[name]) for name in adapter)
 

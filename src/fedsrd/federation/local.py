@@ -30,6 +30,7 @@ class LocalEngine:
     def __init__(self, clients: Sequence[Client], session: Session) -> None:
         self.clients = {client.name: client for client in clients}
         self._session = session
+        self._told = False
 
     def names(self, *, wait: bool = True) -> list[str]:
         """All clients, always."""
@@ -59,6 +60,12 @@ class LocalEngine:
         trainers: list[Any] = [client.trainer for client in clients]
         plans = [job.plan for job in jobs]
         if not lanes.can_train_together(trainers, plans):
+            if not self._told:
+                self._told = True
+                self._session.observer.warn(
+                    "training.clients_at_once: these clients train one after the other; together they can where the "
+                    "method trains the same tensors at all of them, without dropout and packing"
+                )
             for client, job, show in zip(clients, jobs, shows, strict=True):
                 began = time.perf_counter()
                 trained = client.trainer.train(job.plan, job.round, show)
