@@ -113,7 +113,7 @@ def test_rates_of_the_command_line_replace_the_grid(write):
 @pytest.mark.parametrize(
     ("compare", "given", "message"),
     [
-        ({}, {}, "nothing to compare.*Known: centralised, fed-dare"),
+        ({}, {}, "nothing to compare.*Known: centralised, cyclic, fed-dare"),
         ({}, {"chosen": ["fedavg", "fedagv"]}, "no such method. Did you mean 'fedavg'.*Known"),
         ({}, {"chosen": ["fedavg", "fedavg"]}, "fedavg given twice"),
         ({}, {"chosen": ["fedavg"], "seeds": [1, 2, 1]}, "1 given twice"),

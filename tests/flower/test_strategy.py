@@ -293,7 +293,7 @@ REFUSED = pytest.mark.parametrize(
         ("scaffold", "changes the gradients of local training"),
     ],
 )
-FIT = r"use FedSRD's own Flower app \(docs/deploy.md\)\. Methods that fit: fed-dare, fedavg, .*fedsrd"
+FIT = r"use FedSRD's own Flower app \(docs/deploy.md\)\. Methods that fit: cyclic, fed-dare, fedavg, .*fedsrd"
 
 
 @REFUSED

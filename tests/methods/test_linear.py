@@ -127,7 +127,10 @@ def test_several_rounds_of_sums(row):
             torch.testing.assert_close(other.tensors[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(set(methods.names()) - {row.split(",")[0] for row in LINEAR} | {"fedsrd", "fedsrd-e"}))
+OTHERS = set(methods.names()) - {row.split(",")[0] for row in LINEAR} | {"fedsrd", "fedsrd-e"}
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
 def test_a_method_that_is_not_linear_is_refused_by_name(name):
     config = config_of(build(name))
     assert not config.method.linear

@@ -11,6 +11,9 @@ from fedsrd.planning.architecture import architecture
 from fedsrd.wire import WireOptions
 
 STORED = Path(__file__).parents[2] / "benchmarks" / "results" / "embedded-main.json"
+FEEDBACK = json.loads((Path(__file__).parent / "feedback.json").read_text())
+"""Bytes a client, round by round, of the comparison in feedback.toml."""
+FEW_BITS = WireOptions(values="ternary", threshold=1.0, block=1024)
 ROWS = {row["label"]: row for row in json.loads(STORED.read_text())["rows"]}
 
 
@@ -42,3 +45,14 @@ def test_within_three_per_cent_of_what_was_sent(name, table):
     found = payloads.costs(name, table, row["clients"], [WireOptions()], density(row, table))[0]
     assert found.up == pytest.approx(row["bytes_up"]["mean"] / turns, rel=0.03)
     assert found.down == pytest.approx((row["bytes_down"]["mean"]) / turns, rel=0.03)
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize(
+    ("name", "wire"), [("fedsrd-ef", WireOptions()), ("sparseloco", WireOptions()), ("cyclic", FEW_BITS)]
+)
+def test_so_it_is_with_feedback_once_what_is_kept_has_filled(name, wire, table):
+    found = payloads.costs(name, table, 4, [wire], 0.052)[0]
+    for planned, sent in ((found.up, FEEDBACK[name]["up"]), (found.down, FEEDBACK[name]["down"])):
+        # The second cycle of three rounds: in the first nobody has kept much, and where B is zero A counts nothing.
+        assert planned == pytest.approx(sum(sent[3:]) / 3, rel=0.03)

@@ -19,6 +19,8 @@ from fedsrd.methods import ClientContext
 
 NOTHING = GlobalState({}, {}, -1)
 """The replica of a client that holds none."""
+Advance = Callable[[FederationConfig, GlobalState, bytes, int], GlobalState]
+"""The state that a broadcast leads to, as `transition.advance` makes it."""
 
 
 class Trained(Protocol):
@@ -98,6 +100,13 @@ class Job:
 class Client:
     """A client's side of the federation.
 
+    Args:
+        name: what the server calls it.
+        config: the federation's.
+        trainer: its local training.
+        rank: its own, where it has one.
+        advance: who makes the next state; clients in one process may share it (`local.Shared`).
+
     Attributes:
         name: what the server calls it.
         trainer: its local training.
@@ -105,13 +114,21 @@ class Client:
         memory: what the method keeps at this client between rounds.
     """
 
-    def __init__(self, name: str, config: FederationConfig, trainer: Trainer, rank: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: FederationConfig,
+        trainer: Trainer,
+        rank: int | None = None,
+        advance: Advance = transition.advance,
+    ) -> None:
         self.name = name
         self.state = NOTHING
         self.memory = ClientMemory({})
         self._config = config
         self.trainer = trainer
         self._rank = rank
+        self._advanced = advance
 
     @property
     def version(self) -> int:
@@ -258,9 +275,8 @@ class Client:
             raise PayloadError(
                 f"client {self.name}: a broadcast of round {message.round}: expected one for version {self.version}"
             )
-        return self._replace(
-            transition.advance(self._config, self.state, message.payload, message.clients), message.digest
-        )
+        following = self._advanced(self._config, self.state, message.payload, message.clients)
+        return self._replace(following, message.digest)
 
     def _replace(self, state: GlobalState, expected: str) -> str:
         if state.digest != expected:

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedsrd.core.tensors import Tensors
+from fedsrd.core.tensors import GlobalState, Tensors
 from fedsrd.errors import DataError, FederationError
+from fedsrd.federation import transition
 from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.client import Client, ClientMemory
 from fedsrd.federation.driver import Driver
@@ -18,10 +19,33 @@ from fedsrd.federation.resume import restore
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.session import Assets, Observer, Session
 from fedsrd.federation.setup import Prepared, config_of, server_of
+from fedsrd.federation.transition import FederationConfig
 from fedsrd.runs.records import RoundRecord, Summary
 
 POOL = "all"
 """What the one client is called where all data lies in one place."""
+
+
+class Shared:
+    """`transition.advance` for replicas in one process: who holds the state that was last advanced, and is sent the
+    same broadcast, gets the state that came of it, not another one like it.
+
+    All clients hold one state, so each but the first would decode, add and hash only to find what is there already, and
+    keep a copy of it. They may have one object, because nobody writes to a state. The first client still makes it from
+    the bytes, on its own, and all compare its digest with the server's. Only the last one is kept: who is further
+    behind makes its own.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[tuple[FederationConfig, int, str, bytes, int], GlobalState] | None = None
+
+    def advance(self, config: FederationConfig, state: GlobalState, payload: bytes, clients: int) -> GlobalState:
+        """As `transition.advance`."""
+        # A state's digest says nothing of its version.
+        asked = (config, state.version, state.digest, payload, clients)
+        if self._last is None or self._last[0] != asked:
+            self._last = (asked, transition.advance(config, state, payload, clients))
+        return self._last[1]
 
 
 class LocalEngine:
@@ -133,8 +157,9 @@ def _run(
     method = config.method
     ranks = {entry.name: entry.rank for entry in recipe.clients}
     server = server_of(recipe, config)
+    shared = Shared()
     clients = [
-        Client(name, config, trainer, ranks.get(name))
+        Client(name, config, trainer, ranks.get(name), shared.advance)
         for name, trainer in session.trainers(POOL if method.pooled else None).items()
     ]
     names = [client.name for client in clients]

@@ -137,7 +137,8 @@ def within(
         after: as in `sparse`.
         options: the sparsifier's.
         size: of a payload.
-        wanted: bytes; kept to within 2 % where the number of elements allows it.
+        wanted: bytes; kept to within 2 % where the number of elements allows it, and exceeded by no more than that
+            unless the elements of the very highest score take more.
     """
     scores = {name: _scores(name, delta, before, after, options) for name, delta in changes.items()}
     return sparsify.fitted(changes, scores, size, wanted)

@@ -5,26 +5,29 @@ changes, and scaled. Only one thing about real updates is assumed: the density t
 paper reports 5.2 %; runs of the embedded model start near 9 % and fall below 5 % (docs/bytes.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from fedsrd import methods
+from fedsrd import methods, rng
 from fedsrd.core import lora
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.lora import LoraModule
 from fedsrd.core.tensors import Delta, GlobalState, Tensors, TensorTable, initial_tensors
-from fedsrd.methods import ClientContext, Contribution, Method, ServerContext, ServerOptimizer
-from fedsrd.wire import Kind, WireOptions, encode_delta
+from fedsrd.methods import ClientContext, Contribution, Method, MethodState, ServerContext, ServerOptimizer
+from fedsrd.methods.method import Received, as_it_is
+from fedsrd.wire import Kind, WireOptions, encode_delta, quantise
 
 Array = np.ndarray[Any, Any]
 
 WIDEST = 1024
 MOST_CLIENTS = 32
 """Beyond, a broadcast is measured with so many clients; only stacked ones would grow further, and they are scaled."""
+FILLING = 2
+"""Rounds after which what clients keep for later (error feedback) has come to about what it stays at."""
 SPREAD = 0.6
 """Of the logarithms of the norms of B's columns."""
 STEPS = 4
@@ -43,8 +46,9 @@ class Cost:
 
 def options_for(name: str, density: float) -> dict[str, object]:
     """A method's options for planning: an adaptive ratio is replaced by the density that it is expected to come to."""
-    fields = methods.get(name).Options.model_fields
-    return {"ratio": "fixed", "alpha": 1.0 - density, "upper": 0.9999} if "ratio" in fields else {}
+    ratio = methods.get(name).Options.model_fields.get("ratio")
+    adaptive = ratio is not None and ratio.default == "adaptive"
+    return {"ratio": "fixed", "alpha": 1.0 - density, "upper": 0.9999} if adaptive else {}
 
 
 def costs(name: str, table: TensorTable, clients: int, wires: Sequence[WireOptions], density: float) -> list[Cost]:
@@ -59,23 +63,42 @@ def costs(name: str, table: TensorTable, clients: int, wires: Sequence[WireOptio
     """
     kind = methods.get(name)
     method = kind(kind.Options(**options_for(name, density)))
-    samples = [_Sample(method, table, min(clients, MOST_CLIENTS), round_number) for round_number in (1, 2)]
-    found = []
-    for wire in wires:
-        up = down = 0.0
-        for sample in samples:
-            up += sample.length(wire, uplink=True) / 2
-            # A stacked broadcast has as many blocks as clients.
-            grows = sample.stacked
-            down += sample.length(wire, uplink=False) * (max(clients / MOST_CLIENTS, 1.0) if grows else 1.0) / 2
-        found.append(Cost(up, down))
-    return found
+    up, down = [0.0] * len(wires), [0.0] * len(wires)
+    # A stacked broadcast has as many blocks as clients.
+    more = max(clients / MOST_CLIENTS, 1.0)
+    for place, sample in _samples(method, table, min(clients, MOST_CLIENTS), wires):
+        up[place] += sample.length(wires[place], uplink=True) / 2
+        down[place] += sample.length(wires[place], uplink=False) * (more if sample.stacked else 1.0) / 2
+    return [Cost(*lengths) for lengths in zip(up, down, strict=True)]
+
+
+def _samples(
+    method: Method, table: TensorTable, clients: int, wires: Sequence[WireOptions]
+) -> Iterator[tuple[int, "_Sample"]]:
+    """For each wire's place a sample after an odd and one after an even round, to be measured before the next."""
+    if not method.keeps_client_state:
+        for number in (1, 2):
+            sample = _Sample(method, table, clients)
+            sample.round(number)
+            yield from ((place, sample) for place in range(len(wires)))
+        return
+    for place, wire in enumerate(wires):
+        # What is kept for later depends on what the number type loses.
+        sample = _Sample(method, table, clients, wire)
+        for number in range(1, FILLING + 3):
+            sample.round(number)
+            if number > FILLING:
+                yield place, sample
 
 
 class _Sample:
-    """One round of a method on two modules of every shape, no wider than `WIDEST`."""
+    """Rounds of a method on two modules of every shape, no wider than `WIDEST`. The state stays where it is, as the
+    payloads of another would be alike; memories fill by what `wire` loses, nothing where there is none.
+    """
 
-    def __init__(self, method: Method, table: TensorTable, clients: int, round_number: int) -> None:
+    def __init__(self, method: Method, table: TensorTable, clients: int, wire: WireOptions | None = None) -> None:
+        self._method = method
+        self._wire = wire
         self._modules = lora.modules_of(table)
         shapes = sorted({_narrowed(module) for module in self._modules})
         self._names = {shape: (f"{place}.a", f"{place}.b") for place, shape in enumerate(shapes)}
@@ -90,18 +113,38 @@ class _Sample:
             name: torch.from_numpy(_columns(tensor.shape, random)).float() if lora.split(name)[1] == "B" else tensor
             for name, tensor in initial_tensors(held, 0).items()
         }
-        state = GlobalState(tensors, {}, round_number - 1)
+        self._random = random
+        self._tensors = tensors
+        self._memories: list[MethodState] = [{} for _ in range(clients)]
+        self._server_memory: MethodState = {}
+        self._up: Delta = {}
+        self._down: Delta = {}
+
+    def round(self, number: int) -> None:
+        """The round of this number, of all clients."""
+        method, clients = self._method, len(self._memories)
+        state = GlobalState(self._tensors, {}, number - 1)
         contributions = []
-        for number in range(clients):
-            context = ClientContext(round_number, 0, f"client-{number}")
+        for place, memory in enumerate(self._memories):
+            received = self._receiver(self._up_tables[0], number, place)
+            context = ClientContext(number, 0, f"client-{place}", None, memory, received)
             plan = method.local_plan(state, context)
-            after = _trained(plan, random)
-            delta, _ = method.client_update(plan, after, context)
-            contributions.append(Contribution(context.client, delta, 1 / clients))
-        self._up = contributions[0].delta
+            after = _trained(plan, self._random)
+            delta, self._memories[place] = method.client_update(plan, after, context)
+            contributions.append(Contribution(context.client, received(delta), 1 / clients))
+            self._up = delta if place == 0 else self._up
         own = method.default_optimizer
-        server = ServerContext(round_number, 0, clients, optimizer=None if own is None else ServerOptimizer(own))
-        self._down, _ = method.server_update(state, contributions, server)
+        optimizer = None if own is None else ServerOptimizer(own)
+        received = self._receiver(self._down_tables[0], number)
+        server = ServerContext(number, 0, clients, self._server_memory, received, optimizer=optimizer)
+        self._down, self._server_memory = method.server_update(state, contributions, server)
+
+    def _receiver(self, table: TensorTable, *who: int) -> Received:
+        """What the other side decodes; without a wire all of it. Everybody rounds on a stream of its own."""
+        wire = self._wire
+        if wire is None:
+            return as_it_is
+        return lambda delta: quantise(delta, table, wire, rng.integer(0, "rounding", *who)).delta()
 
     def length(self, wire: WireOptions, *, uplink: bool) -> float:
         """Bytes of the payload for the whole adapter."""
