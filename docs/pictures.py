@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/how-it-works.md and docs/results.md: python docs/pictures.py. Stored, so that the pages need no drawing."""
+"""Draws the pictures of docs/how-it-works.md and results.md: python docs/pictures.py. Stored: pages need no drawing."""
 
 import json
 from pathlib import Path
