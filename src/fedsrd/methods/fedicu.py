@@ -22,8 +22,7 @@ from pydantic import Field
 from fedsrd.core import sparsify
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, add_weighted, dense_delta, difference
-from fedsrd.methods.fedavg import mean
-from fedsrd.methods.method import ClientContext, Contribution, Method, MethodOptions, MethodState, ServerContext
+from fedsrd.methods.method import ClientContext, Contribution, Method, MethodOptions, MethodState, ServerContext, mean
 from fedsrd.methods.registry import register
 
 

@@ -11,8 +11,7 @@ from dataclasses import replace
 from fedsrd.core import lora
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, difference
-from fedsrd.methods.fedavg import mean
-from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, ServerContext
+from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, ServerContext, mean
 from fedsrd.methods.registry import register
 
 

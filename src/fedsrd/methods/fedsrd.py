@@ -26,8 +26,8 @@ from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.lora import tensor_name
 from fedsrd.core.reconstruct import Mean, best_pair
 from fedsrd.core.tensors import Delta, Draw, GlobalState, SparseTensor, Tensors, dense_delta
-from fedsrd.methods.fedavg import ServerFeedback, compensated_broadcast, estimated, mean
-from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, ServerContext
+from fedsrd.methods.feedback import ServerFeedback, WithFeedback, compensated_broadcast
+from fedsrd.methods.method import ClientContext, Contribution, MethodState, ServerContext, mean
 from fedsrd.methods.registry import register
 from fedsrd.methods.sparsifier import Fraction, SparsifierOptions, sparse, sparse_update
 
@@ -77,7 +77,7 @@ class FedSRDOptions(SparsifierOptions):
 
 
 @register
-class FedSRD(Method):
+class FedSRD(WithFeedback):
     """The whole method: the aggregate is projected to the adapter's rank before it is decomposed."""
 
     name = "fedsrd"
@@ -85,11 +85,6 @@ class FedSRD(Method):
     summary = "importance-sparse uplink, exact aggregation, rank-r projection, alternating sparse downlink"
     Options = FedSRDOptions
     options: FedSRDOptions
-
-    @property
-    def keeps_client_state(self) -> bool:  # type: ignore[override]
-        """With feedback."""
-        return self.options.feedback != "none"
 
     @property
     def linear(self) -> bool:
@@ -125,16 +120,6 @@ class FedSRD(Method):
     ) -> Iterable[tuple[str, SparseTensor]]:
         """The sum itself, where the method is linear."""
         return total.items() if self.linear else super().aggregate_sum(state, total, context)
-
-    def server_update(
-        self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
-    ) -> tuple[Delta, MethodState]:
-        """As the paper; with EF21 from all that is known of the clients' changes."""
-        if self.options.feedback != "ef21":
-            return super().server_update(state, contributions, context)
-        known, kept = estimated(state, contributions, context)
-        sent, memory = self._broadcast(state, known.items(), context)
-        return sent, {**memory, **kept}
 
     def compress(
         self, state: GlobalState, steps: Iterable[tuple[str, SparseTensor]], context: ServerContext

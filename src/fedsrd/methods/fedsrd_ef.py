@@ -10,8 +10,8 @@ from typing import Literal
 
 from fedsrd.core import sparsify
 from fedsrd.core.feedback import Feedback
-from fedsrd.methods.fedavg import ServerFeedback
 from fedsrd.methods.fedsrd import FedSRD, FedSRDOptions
+from fedsrd.methods.feedback import ServerFeedback
 from fedsrd.methods.registry import register
 from fedsrd.methods.sparsifier import Fraction
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.server_optimizer import ServerOptimizer, ServerOptimizerOptions
-from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, TensorTable, add
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, TensorTable, add, average
 
 MethodState = Mapping[str, Tensor]
 """What one side keeps between rounds, by names of the method's choice. A method gets the last one and returns the next;
@@ -107,6 +107,11 @@ class Contribution:
     delta: Delta
     weight: float
     rank: int | None = None
+
+
+def mean(state: GlobalState, contributions: Sequence[Contribution]) -> dict[str, SparseTensor]:
+    """sum_i p_i delta_i of every tensor that somebody sent."""
+    return average(state.tensors, [one.delta for one in contributions], [one.weight for one in contributions])
 
 
 class Method(ABC):
