@@ -63,6 +63,15 @@ def test_time_and_totals_follow_from_the_lengths(tiny_model):
         assert row["link_seconds_a_round"] == pytest.approx((row["up_bytes"] + row["down_bytes"]) / 1000, rel=1e-3)
 
 
+def test_methods_with_feedback_are_planned_in_ternary_values_too(tiny_model):
+    found = plan("--model", str(tiny_model), "--rank", "4", "--method", "fedavg,cyclic,fedsrd-ef")
+    by_method = {}
+    for row in found["methods"]:
+        by_method.setdefault(row["method"], {})[row["values"]] = row["up_bytes"]
+    assert [name for name, rows in by_method.items() if "ternary" in rows] == ["cyclic", "fedsrd-ef"]
+    assert by_method["cyclic"]["ternary"] < 0.5 * by_method["cyclic"]["int4"]
+
+
 def test_every_method_that_sends_can_be_planned_and_stacks_grow_with_the_clients():
     table = table_of(LoraModule(f"m{i}", 64, 48, 4) for i in range(3))
     dense = payloads.costs("fedavg", table, 2, [WireOptions()], 0.05)[0]

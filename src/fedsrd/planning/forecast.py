@@ -17,6 +17,8 @@ WIRES: dict[str, WireOptions] = {
     "paper's format": payloads.PAPER,
     **{values: WireOptions(values=values) for values in VALUES},
 }
+FED_BACK: dict[str, WireOptions] = {"ternary": WireOptions(values="ternary", threshold=1.6, block=1024)}
+"""Number types besides, for methods with feedback: what so few bits lose, these send later."""
 PAPERS_DENSITY = 0.052
 """Of FedSRD's uplink: arXiv 2510.04601, its experiments."""
 
@@ -67,9 +69,12 @@ def forecast(model: Architecture, setting: Setting, names: Sequence[str] | None 
     rows = []
     for name in names if names is not None else federated():
         kind = methods.get(name)
-        capabilities.check(kind(kind.Options()), capabilities.PLANNER, f"--method {name}")
-        found = payloads.costs(name, model.table, setting.clients, list(WIRES.values()), setting.density)
-        rows += [_row(name, label, cost, setting) for label, cost in zip(WIRES, found, strict=True)]
+        method = kind(kind.Options())
+        capabilities.check(method, capabilities.PLANNER, f"--method {name}")
+        feeds_back = getattr(method.options, "feedback", "none") != "none"
+        wires = {**WIRES, **FED_BACK} if feeds_back else WIRES
+        found = payloads.costs(name, model.table, setting.clients, list(wires.values()), setting.density)
+        rows += [_row(name, label, cost, setting) for label, cost in zip(wires, found, strict=True)]
     used = memory.client(model, setting.dtype, setting.batch, setting.length, checkpointing=setting.checkpointing)
     return {
         "model": model.model,
