@@ -198,8 +198,8 @@ def _lost_to_projection(mean: Mean, inverse: Tensor, factor: Factor, tolerance: 
         found = torch.addmm(apart, left, inside.float(), alpha=-1)
         moved = _norm(lost.sub_(found))
         lost = found
-        # Changes shrink by a steady ratio, and those to come sum up to moved * ratio / (1 - ratio). The first may be small
-        # by chance and says nothing of it, unless clients agree and there is nothing to lose.
+        # Changes shrink by a steady ratio, and those to come sum up to moved * ratio / (1 - ratio). The first may be
+        # small by chance and says nothing of it, unless clients agree and there is nothing to lose.
         ratio = min(moved / before, 1.0) if before else float(moved > 0.0)
         if moved * ratio <= tolerance * (1.0 - ratio):
             return lost
