@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsrd.core import feedback
-from fedsrd.core.tensors import SparseTensor
+from fedsrd.core.tensors import SparseTensor, add_to
 
 SHAPES = st.dictionaries(
     st.sampled_from(["m.lora_B.weight", "m.lora_A.weight", "scale", "conv"]),
@@ -114,5 +114,5 @@ def test_adding_a_sparse_change_is_adding_it_dense(size, factor, seed):
     for sparse in (SparseTensor.from_dense(change), compressed(change, random, "some")):
         expected = tensor.double() + factor * sparse.dense().double()
         target = tensor.clone()
-        assert feedback.add_to(target, sparse, factor) is target
+        assert add_to(target, sparse, factor) is target
         torch.testing.assert_close(target.double(), expected, rtol=1e-5, atol=1e-3)

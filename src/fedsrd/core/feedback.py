@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedsrd.core.tensors import Delta, SparseTensor
+from fedsrd.core.tensors import Delta, add_to
 
 Feedback = Literal["none", "ef14", "ef21"]
 
@@ -68,13 +68,3 @@ def remembered(
         elif key(how, name) in memory:
             found[key(how, name)] = memory[key(how, name)]
     return found
-
-
-def add_to(tensor: Tensor, sparse: SparseTensor, factor: float) -> Tensor:
-    """Adds factor times a sparse change to a contiguous tensor, in place; gives it."""
-    flat = tensor.view(-1)
-    if sparse.positions is None:
-        flat.add_(sparse.values, alpha=factor)
-    else:
-        flat.index_add_(0, sparse.positions, sparse.values, alpha=factor)
-    return tensor

@@ -289,18 +289,24 @@ def dense_delta(after: Tensors, before: Tensors) -> dict[str, SparseTensor]:
     return {name: SparseTensor.from_dense(delta) for name, delta in difference(after, before)}
 
 
+def add_to(tensor: Tensor, sparse: SparseTensor, factor: float) -> Tensor:
+    """Adds factor times a sparse change to a contiguous tensor, in place; gives it."""
+    flat = tensor.view(-1)
+    if sparse.positions is None:
+        flat.add_(sparse.values, alpha=factor)
+    else:
+        flat.index_add_(0, sparse.positions, sparse.values, alpha=factor)
+    return tensor
+
+
 def add_weighted(total: Tensor, name: str, deltas: Sequence[Delta], weights: Sequence[float]) -> Tensor:
     """Adds sum_i weight_i delta_i of one tensor to the contiguous `total`, in place; what was not sent counts as
     zero.
     """
     for delta, weight in zip(deltas, weights, strict=True):
         sparse = delta.get(name)
-        if sparse is None or not sparse.count:
-            continue
-        if sparse.positions is None:
-            total.view(-1).add_(sparse.values, alpha=weight)
-        else:
-            total.view(-1).index_add_(0, sparse.positions, sparse.values, alpha=weight)
+        if sparse is not None and sparse.count:
+            add_to(total, sparse, weight)
     return total
 
 

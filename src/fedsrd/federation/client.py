@@ -215,9 +215,12 @@ class Client:
         Raises:
             PayloadError, FederationError: as `prepare`.
         """
-        job = self.prepare(task)
+        return self.run(self.prepare(task), on_step)
+
+    def run(self, job: Job, on_step: Callable[[int, float], None]) -> Update | Failure:
+        """Trains by a job, and gives what `finish` makes of it."""
         began = time.perf_counter()
-        trained = self.trainer.train(job.plan, task.round, on_step)
+        trained = self.trainer.train(job.plan, job.round, on_step)
         return self.finish(job, trained, time.perf_counter() - began)
 
     def prepare(self, task: TrainTask) -> Job:

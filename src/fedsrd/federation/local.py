@@ -91,9 +91,7 @@ class LocalEngine:
                     "method trains the same tensors at all of them, without dropout and packing"
                 )
             for client, job, show in zip(clients, jobs, shows, strict=True):
-                began = time.perf_counter()
-                trained = client.trainer.train(job.plan, job.round, show)
-                yield client.finish(job, trained, time.perf_counter() - began)
+                yield client.run(job, show)
             return
         began = time.perf_counter()
         found = lanes.train_together(trainers, plans, jobs[0].round, shows)

@@ -254,7 +254,7 @@ def _close(
     number = state.version + 1
     began = time.perf_counter()
     codec = Codec(config.downlink_table(count), config.downlink, rng.integer(config.seed, "rounding", number))
-    context = ServerContext(number, config.seed, clients, laid(memory), codec.received, codec.size, config.optimizer)
+    context = ServerContext(number, config.seed, clients, laid(memory), codec.received, config.optimizer)
     try:
         made, kept = update(context)
     except UNABLE as error:

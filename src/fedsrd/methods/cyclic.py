@@ -14,10 +14,10 @@ in the rounds in which it does not travel.
 
 from dataclasses import replace
 
-from fedsrd.core.feedback import Feedback, add_to
+from fedsrd.core.feedback import Feedback
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.server_optimizer import Decay, ServerOptimizerOptions
-from fedsrd.core.tensors import Delta, GlobalState, Tensors, TensorSpec, TensorTable
+from fedsrd.core.tensors import Delta, GlobalState, Tensors, TensorSpec, TensorTable, add_to
 from fedsrd.methods.fedavg import FedAvg, FedAvgOptions
 from fedsrd.methods.method import ClientContext, MethodState, RoundContext
 from fedsrd.methods.registry import register

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsrd.core import feedback
-from fedsrd.core.tensors import Delta, GlobalState, SparseTensor
+from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, add_to
 from fedsrd.methods.method import Contribution, Method, MethodState, ServerContext, mean
 from fedsrd.methods.sparsifier import SparsifierOptions
 
@@ -47,7 +47,7 @@ def _estimated(
     known = {name: context.memory[key] for name, key in keys.items() if key in context.memory}
     for name, change in mean(state, contributions).items():
         before = known.get(name, torch.zeros(change.shape))
-        known[name] = feedback.add_to(before.clone(), change.scaled(share), 1.0)
+        known[name] = add_to(before.clone(), change.scaled(share), 1.0)
     steps = {name: SparseTensor.from_dense(tensor) for name, tensor in known.items()}
     return steps, {keys[name]: tensor for name, tensor in known.items()}
 
@@ -67,7 +67,7 @@ def compensated_broadcast(
     sent, wanted = {}, {}
     for name, step in steps:
         before = context.memory.get(feedback.key("ef14", name))
-        whole = step.dense().clone() if before is None else feedback.add_to(before.clone(), step, 1.0)
+        whole = step.dense().clone() if before is None else add_to(before.clone(), step, 1.0)
         sent[name], wanted[name] = choose(name, whole, step), whole
     return sent, feedback.remembered("ef14", wanted, context.received(sent), {})
 

@@ -81,14 +81,12 @@ class ServerContext(RoundContext):
         clients: how many clients the federation has, whether or not they take part in this round.
         memory: what the server kept of the last round.
         received: what clients will decode of a broadcast.
-        size: bytes of the payload that a broadcast becomes.
         optimizer: makes steps of aggregates; None: the aggregate is the step.
     """
 
     clients: int = 1
     memory: MethodState = field(default_factory=dict)
     received: Received = as_it_is
-    size: Size = plain_size
     optimizer: ServerOptimizer | None = None
 
 
