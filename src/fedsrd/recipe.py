@@ -18,6 +18,7 @@ from fedsrd import toml
 from fedsrd.core.server_optimizer import ServerOptimizerOptions
 from fedsrd.errors import RecipeError
 from fedsrd.explain import explain, refuse_unknown, tables
+from fedsrd.privacy.options import PrivacySection
 from fedsrd.text import foreign
 from fedsrd.training.options import BaseOptions, TrainingOptions
 from fedsrd.wire.options import WireOptions
@@ -193,6 +194,7 @@ class Recipe(_Section):
     server_optimizer: ServerOptimizerOptions | None = None
     wire: WireSection = WireSection()
     participation: ParticipationSection = ParticipationSection()
+    privacy: PrivacySection = PrivacySection()
     clients: Annotated[list[ClientSection], Field(min_length=1)]
     evaluation: EvaluationSection = EvaluationSection()
     environment: dict[str, str] = {}
