@@ -20,9 +20,10 @@ class WireOptions(BaseModel):
         exponents: for floats, "auto" entropy-codes them where that is smaller; "raw" leaves floats as they are. A dense
             float32 delta is a sixth smaller coded and takes ten times as long: "raw" is for fast links.
         block: for integers, the mean number of values under one scale.
-        threshold: for integers, values smaller than this times their block's mean magnitude become zero; the others
-            get the next level and the scale of least squared error. That is closer than rounding at random and biased:
-            for methods that keep what is lost (error feedback). None rounds at random.
+        threshold: for integers, values smaller than this times their block's mean magnitude, and than 0.95 of its
+            largest, become zero; the others get the next level and the scale of least squared error. That is closer
+            than rounding at random and biased: for methods that keep what is lost (error feedback). None rounds at
+            random.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

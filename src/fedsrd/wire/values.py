@@ -190,10 +190,11 @@ class Integer:
     Without a threshold, the scale is the least that takes the block's largest value, and rounding is at random, up with
     the probability of the fraction, so that the expectation is the value (Alistarh et al., QSGD, arXiv 1610.02132).
 
-    With one, what is smaller than the threshold times the block's mean magnitude becomes zero, levels follow in steps
-    of 3/2 of that, and the scale is that of least squared error under these levels. A zero bin that reaches further
-    than half a step (a dead zone) costs fewer bits at equal error. For ternary values the scale is the mean magnitude
-    of what is kept (Li et al., Ternary Weight Networks, arXiv 1605.04711; Sattler et al., STC, arXiv 1903.02891).
+    With one, what is smaller than the threshold times the block's mean magnitude becomes zero, but nothing within a
+    twentieth of the block's largest; levels follow in steps of 3/2 of where zero ends, and the scale is that of least
+    squared error under these levels. A zero bin that reaches further than half a step (a dead zone) costs fewer bits at
+    equal error. For ternary values the scale is the mean magnitude of what is kept (Li et al., Ternary Weight Networks,
+    arXiv 1605.04711; Sattler et al., STC, arXiv 1903.02891).
     """
 
     name: str
@@ -269,8 +270,10 @@ class Integer:
         total = np.add.reduceat(sizes, starts)
         if not _finite(total):
             raise self._too_large(sizes.max())
-        # At least so much that its inverse is finite; float32's least number is far above.
-        zero = np.maximum(threshold * (total / counts), _TINY)
+        # Of values that are all about equally large, as AdamW's first steps are, some are always sent. And at least so
+        # much that its inverse is finite; float32's least number is far above.
+        zero = np.minimum(threshold * (total / counts), _LONGEST * np.maximum.reduceat(sizes, starts))
+        zero = np.maximum(zero, _TINY)
         level = np.repeat(1.0 / (1.5 * zero), counts)
         level *= sizes
         level += 1.0 / 3.0
@@ -356,6 +359,7 @@ def _finite(values: Values) -> bool:
 _AT_ONCE = 1 << 14
 """Values that are rounded at once, unless a block has more."""
 _TINY = 1e-200
+_LONGEST = 0.95
 BFLOAT16 = Float("bfloat16", 16)
 FLOAT32 = 1
 TYPES: dict[int, ValueCodec] = {
