@@ -63,9 +63,10 @@ class TooFewError(SecureAggregationError):
     def __init__(self, phase: str, left: tuple[str, ...], threshold: int, reasons: dict[str, str]):
         self.phase, self.left, self.reasons = phase, left, dict(reasons)
         known = "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items())[:8])
+        then = "wait for more of them, or go on without this round" if phase == "reveal" else "repeat it with new keys"
         super().__init__(
             f"secure aggregation, {phase}: {len(left)} of at least {threshold} clients are left, and nothing was "
-            f"learnt{f' ({known})' if known else ''}; repeat the round with new keys"
+            f"learnt{f' ({known})' if known else ''}; {then}"
         )
 
 

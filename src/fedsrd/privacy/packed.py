@@ -2,8 +2,8 @@
 
 A word holds 64 // bits fields; its spare bits on top are zero. Fields lie in planes: integer i is field i // words of
 word i % words, so that packing, adding and unpacking run over contiguous memory. On the wire words are little endian
-and the last one counts whole. Addition is that of fields in a register: carries do not cross (H has each field's top bit,
-a + b = ((a & ~H) + (b & ~H)) ^ ((a ^ b) & H)).
+and the last one counts whole. Addition is that of fields in a register: carries do not cross (H has each field's top
+bit, a + b = ((a & ~H) + (b & ~H)) ^ ((a ^ b) & H)).
 """
 
 from typing import Annotated, Any

@@ -2,8 +2,8 @@
 
 Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning" (CCS 2017, ePrint 2017/281),
 with the confirmation of one set of survivors against a server that deviates (their round 3); from 32 clients on
-neighbourhoods instead of all pairs (Bell et al., CCS 2020, ePrint 2020/704). Both sides are state machines that know no transport:
-`Client` and `Server` say in their modules which step follows which. Needs `pip install "fedsrd[secure]"`.
+neighbourhoods instead of all pairs (Bell et al., CCS 2020, ePrint 2020/704). Both sides are state machines that know no
+transport: `Client` and `Server` say in their modules which step follows which. Needs `pip install "fedsrd[secure]"`.
 """
 
 from fedsrd.privacy.secure.client import Client, Sign

@@ -113,7 +113,7 @@ def pair_mask_key(key: "X25519PrivateKey", context: bytes, own: str, other: str,
 
 
 def mask_(words: Words, layout: Layout, plus: Sequence[bytes], minus: Sequence[bytes]) -> None:
-    """Adds and subtracts the masks of these keys in place: AES-256-CTR's stream, little endian, modulo 2^bits a field.
+    """Adds and subtracts the masks of these keys in place: AES-256-CTR's stream modulo 2^bits a field.
 
     Block by block for all keys, so that the words pass through the cache once.
     """
@@ -128,13 +128,13 @@ def mask_(words: Words, layout: Layout, plus: Sequence[bytes], minus: Sequence[b
     whole = layout.bits * layout.fields == 64
     zeros = memoryview(bytes(8 * BLOCK))
     # `update_into` asks for room for one block of the cipher more than it writes.
-    stream = np.empty(8 * BLOCK + 16, np.uint8)
+    stream = bytearray(8 * BLOCK + 16)
     for at in range(0, len(words), BLOCK):
         block = words[at : at + BLOCK]
         size = 8 * len(block)
-        mask = stream[:size].view("<u8").astype(np.uint64, copy=False)
+        mask = np.frombuffer(stream, np.uint64, len(block))
         for cipher, sign in streams:
-            cipher.update_into(zeros[:size], memoryview(stream))
+            cipher.update_into(zeros[:size], stream)
             if not whole:
                 np.bitwise_and(mask, used, out=mask)
             (adder.add if sign else adder.subtract)(block, mask)

@@ -30,6 +30,7 @@ from fedsrd.privacy.secure.session import Message, Name, Names, Session
 from fedsrd.text import foreign
 
 Verify = Callable[[str, str, bytes], bool]
+FINAL = "who has revealed takes part in no other session of this round"
 Phase = Literal["keys", "shares", "masked", "confirmations", "reveal", "done"]
 
 
@@ -313,7 +314,7 @@ class Server:
         if secret is None:
             raise SecureAggregationError(
                 f"secure aggregation: the secret of {foreign(owner, 80)} does not follow from the {len(shares)} "
-                f"shares that came: expected {neighbours.threshold} right ones; nothing was learnt; repeat the round with new keys"
+                f"shares that came: expected {neighbours.threshold} right ones; the sum was not learnt, and {FINAL}"
             )
         return secret
 
