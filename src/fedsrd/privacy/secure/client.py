@@ -169,7 +169,8 @@ class Client:
         own, by_name, neighbours = self._state.keys.name, self._roster(), self._graph()
         participants = self._names(inbox.participants, "participants", set(by_name))
         holders = neighbours.holders(own)
-        taking_part = [name for name in holders if name in set(participants)]
+        present = set(participants)
+        taking_part = [name for name in holders if name in present]
         if len(taking_part) < neighbours.threshold:
             self._end(
                 f"{len(taking_part)} of {len(holders)} neighbours take part: expected at least {neighbours.threshold}"

@@ -235,8 +235,8 @@ class Server:
                 self._refuse(name, "shares that nobody asked for")
                 continue
             revealed[name] = one
-        self._enough("reveal", revealed)
         self._become(phase="reveal", revealed=revealed)
+        self._enough("reveal", revealed)
 
     def total(self) -> Words:
         """The sum of the survivors' integers modulo 2^bits, packed: shape (words,), dtype uint64. The same when asked
@@ -252,20 +252,21 @@ class Server:
             return self._sum
         digest, context, neighbours = self.session.digest(), self._context(), self._graph()
         survivors, given, roster = set(self._state.masked), self._state.given, self._state.roster
-        unreadable = {sender for one in self._state.revealed.values() for sender in one.unreadable}
-        for sender in sorted(unreadable):
-            self._refuse(sender, "its sealed shares did not open")
+        for one in self._state.revealed.values():
+            for sender in one.unreadable:
+                self._refuse(sender, f"its sealed shares did not open, says {foreign(one.name, 80)}")
         plus: list[bytes] = []
         minus: list[bytes] = []
         for name in sorted(given):
             if name in survivors:
                 committed = given[name].commitment
-                seed = self._secret(name, lambda seed: crypto.commitment(seed, digest, name) == committed)  # noqa: B023
+                seed = self._secret(name, neighbours, lambda seed: crypto.commitment(seed, digest, name) == committed)  # noqa: B023
                 minus.append(crypto.self_mask_key(seed, context, name))
                 continue
             public = roster[name].mask_key
             seed = self._secret(
                 name,
+                neighbours,
                 lambda seed: crypto.public_bytes(crypto.private_key(seed, "mask-key", digest)) == public,  # noqa: B023
             )
             key = crypto.private_key(seed, "mask-key", digest)
@@ -274,12 +275,17 @@ class Server:
                     mask = crypto.pair_mask_key(key, context, name, other, roster[other].mask_key)
                     # The survivor added it if its name comes first, and took it away if not.
                     (minus if other < name else plus).append(mask)
-        crypto.mask_(self._sum, self.session.layout, plus, minus)
+        # An interruption leaves the accumulator whole.
+        words = self._sum.copy()
+        crypto.mask_(words, self.session.layout, plus, minus)
+        self._sum = words
         self._become(phase="done")
-        return self._sum
+        return words
 
     def to_bytes(self) -> bytes:
-        """All that it remembers: a line of JSON, and the accumulator's bytes."""
+        """All that it remembers: a line of JSON, and the accumulator's bytes. Not after an interruption within `masked`:
+        go on with what was stored before.
+        """
         return self._state.write() + b"\n" + (b"" if self._sum is None else packed.to_bytes(self._sum))
 
     @classmethod
@@ -300,8 +306,8 @@ class Server:
                 raise SecureAggregationError(f"the accumulator of a stored session: {error}") from None
         return server
 
-    def _secret(self, owner: str, right: Callable[[bytes], bool]) -> bytes:
-        neighbours, survives = self._graph(), owner in self._state.masked
+    def _secret(self, owner: str, neighbours: Graph, right: Callable[[bytes], bool]) -> bytes:
+        survives = owner in self._state.masked
         shares: dict[str, tuple[int, bytes]] = {}
         for point, holder in enumerate(neighbours.holders(owner), 1):
             one = self._state.revealed.get(holder)
