@@ -1,23 +1,23 @@
 """Who masks with whom, and how many shares open a secret.
 
 Up to 31 clients everybody masks with everybody (Bonawitz et al., ePrint 2017/281). From 32 on each has `degree` k
-neighbours (Bell et al., ePrint 2020/704, section 3: a Harary graph over a permutation), the k/2 before and the k/2 after it
-on a circle, in the order of SHA-256 over all advertised keys and the name.
+neighbours (Bell et al., ePrint 2020/704, section 3: a Harary graph over a permutation), the k/2 before and the k/2
+after it on a circle, in the order of SHA-256 over all advertised keys and the name.
 
-Bell et al. choose a degree of order log n for drop-outs that do not depend on the graph. Here everybody can compute the
-graph when the keys are known, so that a server that deviates could declare just the right clients dropped: with their
-parameters and some colluding neighbours that opens a single client's input. So the threshold t of a neighbourhood is
+There a degree of order log n suffices, since drop-outs do not depend on the graph. Here everybody can compute the graph
+when the keys are known, so that a server that deviates could declare just the right clients dropped: with such degrees
+and some colluding neighbours that opens a single client's input. So the threshold t of a neighbourhood is
 
     t >= k/2 + c + 2,    c = a tenth of the clients, who may collude with the server and sit anywhere on the circle.
 
-Then whoever is opened (t shares of its k + 1 are known, at most c of colluding clients and one its own) has more than k/2
-honest neighbours among the survivors, so at least one on either side; the nearest honest survivor on a side is one of them.
-All honest survivors are thus a ring of masks that only the sum of all of them takes off, whoever drops and whatever
-permutation there is: nothing is left to chance or to a search for convenient keys. What is left to chance is whether enough
-stay: with the session's threshold T, t is the largest for which, of n clients of which any n - T drop independently of the
-graph, all neighbourhoods keep t with probability 1 - 2^-30 (hypergeometric tails, exact integers, the same at every
-client). Who grinds keys can make a round fail by that, as by dropping out. k is the smallest even degree for which t
-suffices; where there is none the graph is complete. k and t by n:
+Then whoever is opened (t shares of its k + 1 are known, at most c of colluding clients and one its own) has more than
+k/2 honest neighbours among the survivors, so at least one on either side; the nearest honest survivor on a side is one
+of them. All honest survivors are thus a ring of masks that only the sum of all of them takes off, whoever drops and
+whatever permutation there is: nothing is left to chance or to a search for convenient keys. What is left to chance is
+whether enough stay: with the session's threshold T, t is the largest for which, of n clients of which any n - T drop
+independently of the graph, all neighbourhoods keep t with probability 1 - 2^-30 (hypergeometric tails, exact integers,
+the same at every client). Who grinds keys can make a round fail by that, as by dropping out. k is the smallest even
+degree for which t suffices; where there is none the graph is complete. k and t by n:
 
     T        n = 32     64        128       256        1024
     2/3 n    30, 20     58, 37    112, 70   224, 139   848, 528
@@ -104,8 +104,8 @@ def degree_and_threshold(clients: int, threshold: int) -> tuple[int, int]:
 
 
 def _kept(clients: int, threshold: int, degree: int) -> int:
-    """The largest t such that every client keeps t of its neighbours but for a chance of 2^-FAILURE_BITS: the union over
-    clients of hypergeometric tails, in integers.
+    """The largest t such that all clients keep t of their neighbours but for a chance of 2^-FAILURE_BITS: the union
+    bound over clients of a hypergeometric tail, in integers.
     """
     others, staying = clients - 1, threshold - 1
     leaving = others - staying

@@ -283,8 +283,9 @@ class Server:
         return words
 
     def to_bytes(self) -> bytes:
-        """All that it remembers: a line of JSON, and the accumulator's bytes. Not after an interruption within `masked`:
-        go on with what was stored before.
+        """All that it remembers: a line of JSON, and the accumulator's bytes.
+
+        Not after an interruption within `masked`: go on with what was stored before.
         """
         return self._state.write() + b"\n" + (b"" if self._sum is None else packed.to_bytes(self._sum))
 
