@@ -107,3 +107,17 @@ def ready(clients=4, threshold=3, dropped=1, signed=True, **options):
     ones = np.ones(run.session.layout.count, np.int64)
     run.masked(dict.fromkeys(run.session.clients[: clients - dropped], ones))
     return run
+
+
+def keyed(**options):
+    """A run whose roster is there, and nothing more."""
+    run = Run(session_of(4, 3, **options))
+    run.keys()
+    return run
+
+
+def forged(keys, **changes):
+    """Keys that the same site has signed, in the same session, with something else in them."""
+    changed = keys.model_copy(update=changes)
+    said = changed.said(session_of(4, 3).digest())
+    return changed.model_copy(update={"signature": signer(keys.name)(said)})

@@ -269,8 +269,8 @@ class Client:
         by_name = {keys.name: keys for keys in roster}
         if len(by_name) < len(roster):
             self._end("the roster names a client twice: expected each once")
-        if stranger := next((name for name in by_name if name not in set(session.clients)), None):
-            self._end(f"the roster names {foreign(stranger, 80)}, who is not in the session")
+        if strangers := sorted(by_name.keys() - set(session.clients)):
+            self._end(f"the roster names {foreign(strangers[0], 80)}, who is not in the session")
         if by_name.get(own.name) != own:
             self._end("the roster lacks this client's own keys, or has others in their place")
         if len(by_name) < session.threshold:

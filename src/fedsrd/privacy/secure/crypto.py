@@ -166,7 +166,9 @@ def reconstruct(
         doubted: holders whose shares are taken last.
 
     Returns:
-        The secret (None: too few shares, or no set of the first ATTEMPTS gave it) and the liars among all holders.
+        The secret (None: too few shares, or no set of the first ATTEMPTS gave it) and who lied, where it takes fewer
+        liars than any other reading of the shares. Shares beyond the first threshold of them are looked at only if need
+        be.
     """
     holders = sorted(shares, key=lambda name: (name in doubted, name))
     if len(holders) < threshold:
@@ -179,7 +181,12 @@ def reconstruct(
             return secret, set()
         rest = [shares[name] for name in chosen[1:]]
         others = [name for name in holders if name not in chosen]
-        return secret, {name for name in others if not hmac.compare_digest(combine([*rest, shares[name]]), secret)}
+        wrong = {name for name in others if not hmac.compare_digest(combine([*rest, shares[name]]), secret)}
+        # Liars that agree among themselves can give the right secret with some of the others, and make honest ones look
+        # wrong. Two polynomials with this secret share at most threshold - 2 further points: so it would take that many
+        # fewer than all that agree. Nobody is named where the liars would then be as few.
+        agreeing = len(holders) - len(wrong)
+        return secret, wrong if agreeing - (threshold - 2) > len(wrong) else set()
     return None, set()
 
 
