@@ -1,5 +1,6 @@
 """What a server sees is uniform until enough clients help; and what it sees of one session says nothing of another."""
 
+import base64
 import itertools
 
 import numpy as np
@@ -86,8 +87,6 @@ def test_what_a_client_stores_is_not_what_it_says():
             run.server.to_bytes(),
         ]
     )
-    import base64
-
     for secret in (state.seal_seed, state.mask_seed, state.self_seed):
         assert base64.urlsafe_b64encode(secret).rstrip(b"=") not in said
         assert secret not in said
