@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 Words = NDArray[np.uint64]
 
-BLOCK = 1 << 13
+BLOCK = 1 << 14
 """Words that are worked on at once: with their temporaries they stay in a core's cache."""
 _NATIVE: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32}
 

@@ -20,16 +20,7 @@ from fedsrd.errors import SecureAggregationError
 from fedsrd.privacy.packed import Words
 from fedsrd.privacy.secure import crypto
 from fedsrd.privacy.secure.graph import Graph, graph
-from fedsrd.privacy.secure.messages import (
-    Confirmation,
-    Inbox,
-    Keys,
-    Reveal,
-    Sealed,
-    Share,
-    Shares,
-    context_of,
-)
+from fedsrd.privacy.secure.messages import Confirmation, Inbox, Keys, Reveal, Sealed, Share, Shares, context_of
 from fedsrd.privacy.secure.session import Message, Name, Names, Session
 from fedsrd.text import foreign
 
@@ -148,7 +139,8 @@ class Client:
         )
 
     def mask(self, inbox: Inbox, words: Words) -> None:
-        """Phase 3: adds the self mask and the masks shared with the neighbours that take part, in place.
+        """Phase 3: adds the self mask and the masks shared with the neighbours that take part, in place. Only once: who
+        may have to send the words again keeps them.
 
         Args:
             inbox: who takes part, and shares sealed for this client.
@@ -314,11 +306,11 @@ class Client:
     ) -> None:
         if verify is None:
             raise SecureAggregationError("keys were checked in this session: expected the means to check confirmations")
-        context, participants = self._context(), self._state.participants
+        context, participants, among = self._context(), self._state.participants, set(survivors)
         valid = {
             one.name
             for one in confirmations[: len(participants)]
-            if one.name in set(survivors)
+            if one.name in among
             and verify(one.name, one.signature, Confirmation.said(context, one.name, participants, survivors))
         }
         if len(valid) < self.session.threshold:

@@ -4,9 +4,9 @@ X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), AES-256-GCM and AES-256-CTR (NIST SP 
 Shamir's sharing over GF(2^128) from `pycryptodome`. A secret that is shared is a seed of 16 bytes.
 """
 
-import hmac
 import itertools
 import math
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -79,8 +79,6 @@ def commitment(seed: bytes, session: bytes, name: str) -> bytes:
 
 def seal(shared: bytes, context: bytes, sender: str, receiver: str, text: bytes) -> bytes:
     """AES-256-GCM of two shares for one receiver: nonce, ciphertext, tag."""
-    import os
-
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     nonce = os.urandom(_NONCE_BYTES)
@@ -181,7 +179,7 @@ def reconstruct(
             return secret, set()
         rest = [shares[name] for name in chosen[1:]]
         others = [name for name in holders if name not in chosen]
-        wrong = {name for name in others if not hmac.compare_digest(combine([*rest, shares[name]]), secret)}
+        wrong = {name for name in others if combine([*rest, shares[name]]) != secret}
         # Liars that agree among themselves can give the right secret with some of the others, and make honest ones look
         # wrong. Two polynomials with this secret share at most threshold - 2 further points: so it would take that many
         # fewer than all that agree. Nobody is named where the liars would then be as few.

@@ -44,7 +44,7 @@ class _State(Message):
     masked: Names = ()
     confirmed: dict[Name, Confirmation] = Field(default_factory=dict)
     revealed: dict[Name, Reveal] = Field(default_factory=dict)
-    refused: dict[Name, str] = Field(default_factory=dict)
+    refused: dict[str, str] = Field(default_factory=dict)
 
 
 class Server:
@@ -332,11 +332,12 @@ class Server:
         return False
 
     def _refuse(self, name: str, why: str) -> None:
-        self._become(refused={**self._state.refused, name[:200]: why})
+        self._become(refused={**self._state.refused, name: why})
 
     def _enough(self, phase: str, left: Any) -> None:
         if len(left) < self.session.threshold:
-            raise TooFewError(phase, tuple(sorted(left)), self.session.threshold, self.refused)
+            reasons = {foreign(name, 80): why for name, why in self._state.refused.items()}
+            raise TooFewError(phase, tuple(sorted(left)), self.session.threshold, reasons)
 
     def _expect(self, *phases: Phase) -> None:
         if self.phase not in phases:

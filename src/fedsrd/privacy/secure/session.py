@@ -49,8 +49,10 @@ class Session(Message):
         federation: the run, by the name that tells it from others.
         round: the round, 0 or more.
         nonce: 32 hex digits, fresh at every attempt.
-        clients: who is asked, each once; 2 to 65,536.
-        threshold: clients that must stay to the end; more than half of them.
+        clients: who is asked, each once; 2 to 65,536; kept sorted.
+        threshold: clients that must stay to the end; more than half of them. Up to 31 clients, fewer than the threshold
+            who collude with a server that keeps to the protocol learn no more than the sum; with a server that
+            deviates (clients sign), fewer than 2 threshold - clients. From 32 on: `graph`.
         layout: of the vector that is summed.
     """
 
