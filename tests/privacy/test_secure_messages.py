@@ -1,12 +1,27 @@
 """Bytes that are no message, parameters that may not be."""
 
+import hashlib
 import json
 
 import pytest
 from secure import ready, session_of
 
 from fedsrd.errors import SecureAggregationError
-from fedsrd.privacy.secure import Client, Confirmation, Inbox, Keys, Reveal, Server, Session, Shares
+from fedsrd.privacy.secure import Client, Confirmation, Inbox, Keys, Reveal, Server, Session, Shares, crypto
+from fedsrd.privacy.secure.graph import graph
+from fedsrd.privacy.secure.messages import context_of
+
+GOLDEN = [
+    "d83ab696afa2",
+    "31f000992499",
+    "07ab8e53457a",
+    "1bc5bc4db318",
+    "7c4fc0552cf0",
+    "5c4dddf5ab5d",
+    "ed3d1216bef9",
+    "7cd2d83ac387",
+    "affeb43a69ba",
+]
 
 
 @pytest.mark.parametrize(
@@ -79,3 +94,29 @@ def test_a_missing_library_says_what_to_install(monkeypatch):
         Client.start(session_of(3, 2), "site 0", None)
     with pytest.raises(SecureAggregationError, match="pip install"):
         Server(session_of(3, 2))
+
+
+def test_what_all_versions_derive_alike():
+    """Sites of different releases meet in a session: a change of any of these is a new version of the protocol."""
+    session = session_of(40, 36)
+    digest = session.digest()
+    mine, theirs = (crypto.private_key(seed * 16, "mask-key", digest) for seed in (b"a", b"b"))
+    public = [crypto.public_bytes(key) for key in (mine, theirs)]
+    roster = {name: Keys(name=name, seal_key=public[0], mask_key=public[1]) for name in session.clients}
+    context = context_of(digest, roster)
+    pair = crypto.pair_mask_key(mine, context, "site 0", "site 1", public[1])
+    assert pair == crypto.pair_mask_key(theirs, context, "site 1", "site 0", public[0])
+    words = session.layout.zeros()
+    crypto.mask_(words, session.layout, [crypto.self_mask_key(b"c" * 16, context, "site 0")], [pair])
+    found = [
+        digest,
+        context,
+        pair,
+        crypto.derive(b"s" * 32, "seal", context, "site 0", "site 1"),
+        crypto.commitment(b"c" * 16, digest, "site 0"),
+        hashlib.sha256(words.astype("<u8").tobytes()).digest(),
+        hashlib.sha256("".join(graph(session.clients, 36, context).order).encode()).digest(),
+        hashlib.sha256(roster["site 0"].said(digest)).digest(),
+        hashlib.sha256(Confirmation.said(context, "site 0", session.clients, session.clients[:36])).digest(),
+    ]
+    assert [one[:6].hex() for one in found] == GOLDEN

@@ -113,6 +113,7 @@ def test_a_commitment_to_another_seed():
     run.confirmed()
     with pytest.raises(SecureAggregationError, match="secret of site 2"):
         run.revealed()
+    assert run.server.refused == {"site 2": "its secret does not follow from the shares that came"}
 
 
 def test_shares_that_nobody_asked_for():

@@ -319,6 +319,7 @@ class Server:
         for liar in sorted(liars):
             self._refuse(liar, "revealed a wrong share")
         if secret is None:
+            self._refuse(owner, "its secret does not follow from the shares that came")
             raise SecureAggregationError(
                 f"secure aggregation: the secret of {foreign(owner, 80)} does not follow from the {len(shares)} "
                 f"shares that came: expected {neighbours.threshold} right ones; the sum was not learnt, and {FINAL}"
