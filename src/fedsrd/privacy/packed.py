@@ -177,7 +177,7 @@ class Adder:
         self._buffers = np.empty((2, BLOCK), np.uint64)
 
     def add(self, words: Words, others: Words) -> None:
-        """In place; at most BLOCK words, contiguous, without spare bits."""
+        """In place; at most BLOCK words, contiguous. Spare bits of others count for nothing."""
         if self._native:
             np.add(words.view(self._native), others.view(self._native), out=words.view(self._native))
             return

@@ -122,8 +122,7 @@ def mask_(words: Words, layout: Layout, plus: Sequence[bytes], minus: Sequence[b
         for sign, keys in ((True, plus), (False, minus))
         for key in keys
     ]
-    adder, used = Adder(layout), np.uint64(layout.used)
-    whole = layout.bits * layout.fields == 64
+    adder = Adder(layout)
     zeros = memoryview(bytes(8 * BLOCK))
     # `update_into` asks for room for one block of the cipher more than it writes.
     stream = bytearray(8 * BLOCK + 16)
@@ -133,8 +132,6 @@ def mask_(words: Words, layout: Layout, plus: Sequence[bytes], minus: Sequence[b
         mask = np.frombuffer(stream, np.uint64, len(block))
         for cipher, sign in streams:
             cipher.update_into(zeros[:size], stream)
-            if not whole:
-                np.bitwise_and(mask, used, out=mask)
             (adder.add if sign else adder.subtract)(block, mask)
 
 

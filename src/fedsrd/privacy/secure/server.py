@@ -13,7 +13,7 @@ Who misbehaves is left out and named in `refused`; with fewer clients than the t
 `to_bytes` and `from_bytes` between any two steps, so that a server that crashed goes on with the same session.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -326,7 +326,7 @@ class Server:
             )
         return secret
 
-    def _known(self, name: str, says: str, among: Any) -> bool:
+    def _known(self, name: str, says: str, among: Container[str]) -> bool:
         if name in among and name == says:
             return True
         self._refuse(name, "not of this phase" if name == says else f"spoke as {foreign(says, 80)}")
@@ -335,7 +335,7 @@ class Server:
     def _refuse(self, name: str, why: str) -> None:
         self._become(refused={**self._state.refused, name: why})
 
-    def _enough(self, phase: str, left: Any) -> None:
+    def _enough(self, phase: str, left: Collection[str]) -> None:
         if len(left) < self.session.threshold:
             reasons = {foreign(name, 80): why for name, why in self._state.refused.items()}
             raise TooFewError(phase, tuple(sorted(left)), self.session.threshold, reasons)
