@@ -3,7 +3,8 @@ works).
 
     python benchmarks/bench.py [NAME ...] [--quick] [--store FOLDER]
 
-Names: startup, server, plain, close, sparsify, apply, codec, clients, training, rounds. Sizes: benchmarks/wire.py.
+Names: startup, server, plain, close, sparsify, apply, codec, clients, packed, secure, training, rounds. Sizes:
+benchmarks/wire.py.
 """
 
 import argparse
@@ -21,6 +22,7 @@ def main() -> None:
     import close
     import codec
     import rounds
+    import secure
     import server
     import startup
     from harness import show
@@ -34,6 +36,8 @@ def main() -> None:
         "apply": client.run_apply,
         "codec": codec.run,
         "clients": clients.run,
+        "packed": secure.run_packed,
+        "secure": secure.run,
         "training": rounds.run_training,
         "rounds": rounds.run,
     }

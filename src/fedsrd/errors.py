@@ -47,6 +47,29 @@ class PayloadError(FedSRDError):
     """Bytes from the other side are not a payload that this receiver can take. Nothing was applied."""
 
 
+class SecureAggregationError(FedSRDError):
+    """A session of secure aggregation cannot go on: somebody breaks the protocol, or the sum is not to be had."""
+
+
+class TooFewError(SecureAggregationError):
+    """Fewer clients than the threshold are left in a session of secure aggregation. No sum was learnt.
+
+    Attributes:
+        phase: in which one: "keys", "shares", "masked", "confirmations", "reveal".
+        left: who is left.
+        reasons: of those that are not and whose reason is known, by name.
+    """
+
+    def __init__(self, phase: str, left: tuple[str, ...], threshold: int, reasons: dict[str, str]):
+        self.phase, self.left, self.reasons = phase, left, dict(reasons)
+        known = "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items())[:8])
+        then = "wait for more of them, or go on without this round" if phase == "reveal" else "repeat it with new keys"
+        super().__init__(
+            f"secure aggregation, {phase}: {len(left)} of at least {threshold} clients are left, and nothing was "
+            f"learnt{f' ({known})' if known else ''}; {then}"
+        )
+
+
 class FederationError(FedSRDError):
     """The round cannot go on (no usable update, replicas differ). The last complete round is kept."""
 
