@@ -64,6 +64,6 @@ class EvaluationError(FedSRDError):
 
 
 class PrivacyError(FedSRDError):
-    """What is asked would give away more than it may, or a site's privacy budget cannot be read. Nothing was trained."""
+    """What is asked would give away more than it may, or a privacy ledger cannot be read. Nothing was trained."""
 
     exit_code = 2

@@ -171,47 +171,48 @@ def read(folder: Path) -> Books:
 
 
 def site_secret(folder: Path) -> bytes:
-    """A site's secret of 32 bytes, made by the system's generator when it is first asked for.
+    """A site's secret of 32 bytes, beside its ledger (`kept_secret`).
 
     Raises:
         PrivacyError: it is damaged, open to others, or gone while the ledger says that it was used.
     """
     file = folder / "noise.key"
     with _locked(folder):
-        try:
-            refuse_link(file)
-            with file.open("rb") as stream:
-                mode, found = os.fstat(stream.fileno()).st_mode, stream.read(SECRET + 1)
-        except FileNotFoundError:
-            if read(folder).rounds:
-                raise PrivacyError(
-                    "the key of the site's noise is gone (noise.key in the site's state folder, under privacy): put it "
-                    "back from a backup; without it, a round that is trained again has other noise and counts twice. "
-                    "An empty one is replaced by a new key"
-                ) from None
-            return _new_secret(folder)
-        except (OSError, RunFolderError) as error:
+        if not file.exists() and read(folder).rounds:
             raise PrivacyError(
-                f"the key of the site's noise cannot be read: {getattr(error, 'strerror', None) or error}"
-            ) from None
-        if not found:
-            return _new_secret(folder)
+                "the key of the site's noise is gone (noise.key in the site's state folder, under privacy): put it "
+                "back from a backup. Who has none makes one of 32 random bytes, for nobody else to read: a round that is "
+                "trained again then has other noise and counts twice"
+            )
+        if not (folder / "ledger.json").exists() and not file.exists():
+            # First: a key without a ledger says that one was lost.
+            _write(folder, Books())
+        return kept_secret(file)
+
+
+def kept_secret(file: Path) -> bytes:
+    """A file's secret of 32 bytes; made by the system's generator, for nobody but its owner, where there is none.
+
+    Raises:
+        PrivacyError: it is damaged or open to others, or cannot be read or written.
+    """
+    try:
+        refuse_link(file)
+        with file.open("rb") as stream:
+            mode, found = os.fstat(stream.fileno()).st_mode, stream.read(SECRET + 1)
+    except FileNotFoundError:
+        found = secrets.token_bytes(SECRET)
+        _save(file, found)
+        return found
+    except (OSError, RunFolderError) as error:
+        raise PrivacyError(f"{file.name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(found) != SECRET:
-        raise PrivacyError(f"the key of the site's noise (noise.key) is damaged: expected {SECRET} bytes")
+        raise PrivacyError(f"{file.name}, the key of the noise, is damaged: expected {SECRET} bytes")
     if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise PrivacyError(
-            f"the key of the site's noise (noise.key) is open to others (mode {stat.S_IMODE(mode):04o}): who has it can "
-            "take the noise away; remove it if somebody may have read it, else chmod 600"
+            f"{file.name} is open to others (mode {stat.S_IMODE(mode):04o}): who has it can take the noise away; "
+            "remove it if somebody may have read it, else chmod 600"
         )
-    return found
-
-
-def _new_secret(folder: Path) -> bytes:
-    if not (folder / "ledger.json").exists():
-        # First: a key without a ledger says that one was lost.
-        _write(folder, Books())
-    found = secrets.token_bytes(SECRET)
-    _save(folder / "noise.key", found)
     return found
 
 

@@ -1,10 +1,10 @@
 """Random numbers that nobody computes who lacks a secret: what privacy rests on, drawn so that a repeat draws the same.
 
 `fedsrd.rng` is for numbers that both ends share. Noise that the server can compute protects nobody, so noise and
-sampling come from here: the keystream of ChaCha20 (RFC 8439, by `cryptography`) under a key that keyed BLAKE2b makes of
-a secret and of names. Names hold all that the noise is for (the data, the parameters, the step): the same query gets the
-same answer, which tells nothing new, and any other query gets other noise. So a round may be repeated after a crash, and
-no noise is ever used for two sums whose difference would show what it hides.
+sampling come from here: the keystream of ChaCha20 (RFC 8439, by `cryptography`) under a key that keyed BLAKE2b makes
+of a secret and of names. Names hold all that the noise is for (the data, the parameters, the step): the same query gets
+the same answer, which tells nothing new, and any other query gets other noise. So a round may be repeated after a
+crash, and no noise is ever used for two sums whose difference would show what it hides.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""On which terms a client trains: what the recipe asks for and what the site's own rules say, the stricter of the two."""
+"""On which terms a client trains: what the recipe asks for and what the site's own rules say, the stricter of both."""
 
 from dataclasses import dataclass
 

@@ -74,7 +74,7 @@ def refuse_unfit(options: TrainingOptions, *, gradient_checkpointing: bool = Fal
     """Raises PrivacyError where there are no gradients by example to be had."""
     if options.packing:
         raise PrivacyError(
-            "training.packing = true: packed examples lie in one sequence, whose gradient cannot be clipped by example; "
+            "training.packing = true: packed examples lie in one sequence, whose gradient no clip takes apart; "
             "expected packing = false with differential privacy of examples"
         )
     if gradient_checkpointing:
@@ -261,7 +261,7 @@ def _optimizer(inner: torch.optim.Optimizer, privacy: Privacy, expected: float) 
             for parameter in self.params:
                 parameter.grad_sample = None
 
-        def noised_step(self, named: Mapping[str, Tensor], where: bytes, shaped: Any) -> None:
+        def noised_step(self, named: Mapping[str, Any], where: bytes, shaped: Any) -> None:
             """Noise on the sum, the mean of it, the method's changes, and the step. Of no examples, noise alone."""
             sums = {name: torch.zeros_like(p) if p.summed_grad is None else p.summed_grad for name, p in named.items()}
             # What is noised is in the noise's name: two sums never have one noise, whatever made them differ.
