@@ -36,10 +36,6 @@ class Trained(Protocol):
     def loss(self) -> float | None:
         """Mean loss a response token, in nats; None where training does not tell."""
 
-    @property
-    def spent(self) -> Spent | None:
-        """What the run has given away of the client's examples; None where nothing is promised."""
-
 
 class Trainer(Protocol):
     """Local training as the federation sees it (`training.sft.LocalTrainer` is one)."""
@@ -277,7 +273,8 @@ class Client:
         }
         # It counts when the round has closed with this update in it.
         self.memory = ClientMemory(self.memory.kept, self.memory.round, update[1], job.round)
-        spent = trained.spent
+        # Trainers that promise nothing need not say so.
+        spent: Spent | None = getattr(trained, "spent", None)
         promise = (None, None) if spent is None or not math.isfinite(spent.epsilon) else (spent.epsilon, spent.delta)
         return Update(self.name, job.round, self.trainer.count, payload, trained.loss, phases, *promise)
 

@@ -68,6 +68,7 @@ def round_record(
         for u in closed.accepted
         if u.epsilon is not None and u.delta is not None
     }
+    private: dict[str, Any] = {"privacy": promised} if promised else {}
     moved = sorted({factor for name in closed.downlink if (factor := lora.split(name)[1])})
     return RoundRecord(
         round=closed.broadcast.round,
@@ -83,7 +84,7 @@ def round_record(
         train_loss_by_client=losses,
         rejected={failure.client: failure.reason for failure in closed.rejected},
         attempts=done.attempts,
-        **({"privacy": promised} if promised else {}),
+        **private,
         **quality,
     )
 

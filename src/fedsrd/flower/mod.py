@@ -115,7 +115,6 @@ class _Borrowed:
 class _Result:
     tensors: Tensors
     loss: float | None
-    spent: None = None
 
 
 class _Trainer:

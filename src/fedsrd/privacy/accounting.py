@@ -121,8 +121,8 @@ def _epsilon(events: tuple[tuple[float, float, int], ...], delta: float) -> floa
     for noise, rate, steps in events:
         one = _step(noise, rate).self_compose(steps)
         whole = one if whole is None else whole.compose(one)
-    found: float = whole.get_epsilon_for_delta(delta) if whole is not None else 0.0
-    return float(found)
+    found: float = 0.0 if whole is None else whole.get_epsilon_for_delta(delta)
+    return found
 
 
 @lru_cache(maxsize=256)

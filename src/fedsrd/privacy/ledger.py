@@ -47,7 +47,7 @@ class Books(_Part):
     Attributes:
         format: 1.
         runs: by the run's name.
-        recent: fingerprints of the last rounds, oldest first.
+        recent: run and fingerprint of the last rounds, oldest first.
     """
 
     format: Literal[1] = 1
@@ -103,16 +103,18 @@ class Ledger:
 
     def charge(self, event: Event, fingerprint: str) -> Spent:
         """Writes a round's steps down; gives what the run has given away with them. A fingerprint that is known costs
-        nothing: the same bytes come of it again.
+        nothing in the same run: the same bytes come of it again.
 
         Raises:
             PrivacyError: they would go beyond a bound, or the ledger is damaged. Nothing was written.
         """
         with _locked(self._folder):
             before = read(self._folder)
-            if fingerprint and fingerprint in before.recent and self._run in before.runs:
+            # Another run says for itself what it has given away.
+            known = f"{self._run} {fingerprint}" if fingerprint else ""
+            if known in before.recent:
                 return self._spent(before)
-            after = before.with_round(self._run, event, fingerprint)
+            after = before.with_round(self._run, event, known)
             found = self._spent(after)
             self._check(after, found)
             _write(self._folder, after)
@@ -181,8 +183,8 @@ def site_secret(folder: Path) -> bytes:
         if not file.exists() and read(folder).rounds:
             raise PrivacyError(
                 "the key of the site's noise is gone (noise.key in the site's state folder, under privacy): put it "
-                "back from a backup. Who has none makes one of 32 random bytes, for nobody else to read: a round that is "
-                "trained again then has other noise and counts twice"
+                "back from a backup. Who has none makes one of 32 random bytes, for nobody else to read: a round that "
+                "is trained again then has other noise and counts twice"
             )
         if not (folder / "ledger.json").exists() and not file.exists():
             # First: a key without a ledger says that one was lost.
