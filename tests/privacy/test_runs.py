@@ -19,6 +19,7 @@ from fedsrd.flower.server import serve
 from fedsrd.privacy import ledger
 from fedsrd.privacy.accounting import Event, epsilon
 from fedsrd.privacy.options import SitePrivacy
+from fedsrd.report.page.write import report
 from fedsrd.report.screen import Screen
 from fedsrd.runs.folder import RunFolder
 
@@ -71,6 +72,11 @@ def test_a_run_says_what_it_has_given_away_round_by_round(tree, tmp_path):
     assert summary.privacy == records[-1].privacy
     assert RunFolder(tmp_path / "run").summary().privacy == summary.privacy
     assert stat.S_IMODE((tmp_path / "run" / "privacy").stat().st_mode) == 0o700
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert f"({spent(ROUNDS):.3g}, 1e-05)-differential privacy of examples at left, right" in card
+    text = report([tmp_path / "run"], tmp_path / "report.html").read_text()
+    assert "differential privacy of examples at left, right" in text
+    assert f"<td>{spent(2):.3f}</td>" in text
     # And repeats itself.
     again, _ = run(tree, tmp_path / "again")
     assert again.digest == summary.digest

@@ -68,6 +68,8 @@ def serve(grid: Grid, config: Mapping[str, Any], console: Screen | None = None) 
     for table in closing_tables(records, summary):
         console.print(table)
     console.print(terminal.totals(summary), highlight=False, soft_wrap=True)
+    for line in terminal.privacy(summary):
+        console.print(line, highlight=False, soft_wrap=True)
     for adapter in folder.adapters():
         console.print(f"Adapter: {adapter}", highlight=False, soft_wrap=True)
     console.print(f"Report: {report([folder.path], folder.path / 'report.html')}", highlight=False, soft_wrap=True)

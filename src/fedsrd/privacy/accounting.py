@@ -111,8 +111,9 @@ def _calibrated(spent: Callable[[float], float], wanted: float, what: str) -> fl
 
 
 def _up(value: float) -> float:
-    places = 3 - math.ceil(math.log10(value))
-    return math.ceil(value * 10**places) / 10**places
+    digits = 3 - math.ceil(math.log10(value))
+    unit = float(10.0**-digits)
+    return round(math.ceil(value / unit) * unit, max(digits, 0))
 
 
 @lru_cache(maxsize=4096)

@@ -2,9 +2,9 @@
 
 The discrete Gaussian of Canonne, Kamath and Steinke (arXiv 2004.00010), whose sums over clients Kairouz, Liu and
 Steinke account for (arXiv 2102.06387). It is drawn from integers: every chance exp(-a/b) with integers a and b is
-compared with random bits, in float64 where 62 bits decide with room to spare, and else in 60 digits with 128 bits more. So no output
-has a chance that rounding made, which is what attacks on floating-point noise live on (Mironov, CCS 2012). How long a
-draw takes depends on what is drawn; whoever can time a client to the microsecond is not kept out.
+compared with random bits, in float64 where 62 bits decide with room to spare, and else in 60 digits with 128 bits
+more. So no output has a chance that rounding made, which is what attacks on floating-point noise live on (Mironov, CCS
+2012). How long a draw takes depends on what is drawn; whoever can time a client to the microsecond is not kept out.
 """
 
 import math
