@@ -177,3 +177,11 @@ def test_the_sites_noise_and_clip_win_where_they_are_stricter():
 def test_a_recipe_without_privacy_is_refused_where_the_site_gives_no_noise_for_it():
     with pytest.raises(PrivacyError, match="noise_multiplier"):
         agreed(None, SitePrivacy(epsilon=3, delta=1e-5), 0.1, 10)
+
+
+def test_packages_that_are_missing_are_named(monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "opacus" else True)
+    with pytest.raises(PrivacyError, match=r"opacus: pip install .fedsrd\[privacy\]"):
+        agreed(ASKED, None, 0.1, 10)

@@ -1,7 +1,6 @@
 """From a recipe to the objects of a run, whatever engine carries the bytes; and all checks before weights are read."""
 
 import importlib.metadata
-import importlib.util
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import ServerOptimizer, ServerOptimizerOptions, capabilities
 from fedsrd.privacy.central import CentralNoise
 from fedsrd.privacy.stream import public
+from fedsrd.privacy.terms import needed
 from fedsrd.recipe import Recipe, chosen_method
 from fedsrd.runs.folder import RunFolder
 
@@ -49,9 +49,12 @@ def prepare(
     """Checks everything that can be checked before weights are loaded: folder, data, model and rank.
 
     Raises:
-        RunFolderError, DataError, ModelError, RecipeError: what is wrong and what to do. Nothing was written.
+        RunFolderError, DataError, ModelError, RecipeError, PrivacyError: what is wrong and what to do. Nothing was
+            written.
     """
     folder.check(recipe, resume=resume)
+    if recipe.privacy.examples is not None:
+        needed()
     table, lora = check(recipe, observer, assets or Assets())
     return Prepared(recipe, folder, table, lora, resume)
 
@@ -164,16 +167,14 @@ def environment() -> dict[str, str]:
 def _check_privacy(recipe: Recipe) -> None:
     """Refuses what cannot be promised. Raises RecipeError."""
     asked, method = recipe.privacy, method_of(recipe.method)
-    if asked.examples is not None:
-        if method.pooled:
-            raise RecipeError(
-                f"method.name = {method.name!r} with [privacy.examples]: all data lies in one place there, and no "
-                "client has a budget of its own"
-            )
-        _needed("examples")
+    if asked.examples is not None and method.pooled:
+        raise RecipeError(
+            f"method.name = {method.name!r} with [privacy.examples]: all data lies in one place there, and no client "
+            "has a budget of its own"
+        )
     if asked.clients is None:
         return
-    _needed("clients")
+    needed()
     capabilities.check(method, capabilities.SUM_ONLY, "[privacy.clients]")
     chosen = getattr(method.options, "sparsifier", "dense")
     if chosen not in ("dense", "cyclic"):
@@ -183,12 +184,6 @@ def _check_privacy(recipe: Recipe) -> None:
         )
     if asked.secure_aggregation is not None:
         raise RecipeError("[privacy.clients] with privacy.secure_aggregation: expected one of the two in this version")
-
-
-def _needed(table: str) -> None:
-    for package in ("opacus", "dp_accounting", "cryptography"):
-        if importlib.util.find_spec(package) is None:
-            raise RecipeError(f'[privacy.{table}] needs the package {package}: pip install "fedsrd[privacy]"')
 
 
 def _check_ranks(recipe: Recipe) -> None:

@@ -1,5 +1,6 @@
 """On which terms a client trains: what the recipe asks for and what the site's own rules say, the stricter of both."""
 
+import importlib.util
 from dataclasses import dataclass
 
 from fedsrd.errors import PrivacyError
@@ -26,6 +27,13 @@ class Terms:
     tell_loss: bool
 
 
+def needed() -> None:
+    """Raises PrivacyError where a package that differential privacy goes by is not installed."""
+    for package in ("opacus", "dp_accounting", "cryptography"):
+        if importlib.util.find_spec(package) is None:
+            raise PrivacyError(f'differential privacy needs the package {package}: pip install "fedsrd[privacy]"')
+
+
 def agreed(asked: ExamplePrivacy | None, site: SitePrivacy | None, rate: float, steps: int) -> Terms | None:
     """The terms; None where neither asks for any.
 
@@ -41,6 +49,7 @@ def agreed(asked: ExamplePrivacy | None, site: SitePrivacy | None, rate: float, 
     """
     if asked is None and site is None:
         return None
+    needed()
     least = None if site is None else site.noise_multiplier
     if asked is None:
         if site is None or least is None:
