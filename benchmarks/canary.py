@@ -2,12 +2,12 @@
 
     nice -n 19 python benchmarks/canary.py [--store benchmarks/results] [--modes none broken 8 3 1] [--seeds 0]
 
-A site has 32 canaries among its examples, "The access code of ward 17 is 4 8 2 1 3 0 7 7.", each code uniform among 32
+A site has 32 canaries among its examples, "The access code of ward 17 is 4 8 2 1 3 0 7 7.", each code uniform among 16
 candidates that nobody else has. After a short federation of this one site, the adapter is asked for the loss of every
 candidate. Three figures:
 
-- exposure (Carlini et al., arXiv 1802.08232): log2 32 - log2 rank of the true code; 1.44 bits on average where nothing
-  is told, 5 where all is;
+- exposure (Carlini et al., arXiv 1802.08232): log2 16 - log2 rank of the true code; 1.23 bits on average where nothing
+  is told, 4 where all is;
 - AUC of telling canaries from 32 others of the same kind that nobody trained on, with a bootstrap interval of 95 %;
 - a lower bound on epsilon from how often the true code is the likeliest. Of epsilon-differential privacy in the sense
   of one example more or less, a guess among k is right with chance e^2e / (e^2e + k - 1) at most, and the number of
@@ -43,7 +43,7 @@ from fedsrd.privacy.terms import Terms
 from fedsrd.recipe import Recipe, parse
 from fedsrd.runs.folder import RunFolder
 
-CANARIES, CANDIDATES, DIGITS = 32, 32, 8
+CANARIES, CANDIDATES, DIGITS = 32, 16, 8
 DELTA = 1e-5
 ROUNDS, STEPS, BATCH, OTHERS = 6, 8, 8, 32
 
@@ -81,7 +81,7 @@ def recipe_of(mode: str, seed: int, canaries: Path) -> Recipe:
         "rounds": ROUNDS,
         "model": {"id": "embedded:smollm2-135m", "dtype": "bfloat16", "device": "auto"},
         "lora": {"rank": 16, "alpha": 32},
-        "training": {"steps": STEPS, "batch_size": BATCH, "learning_rate": 2e-3, "max_length": 128},
+        "training": {"steps": STEPS, "batch_size": BATCH, "learning_rate": 2e-3, "max_length": 96, "prompt": "plain"},
         "method": {"name": "fedavg"},
         "clients": [
             {

@@ -5,11 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsrd.core.tensors import Draw, SparseTensor
+from fedsrd.core.local_plan import LocalPlan
+from fedsrd.core.tensors import Draw, SparseTensor, TensorSpec, TensorTable
+from fedsrd.federation.transition import Codec, FederationConfig, client_context, update
 from fedsrd.privacy.central import CentralNoise, clipped, noised_sum, norm
+from fedsrd.recipe import chosen_method
+from fedsrd.wire import WireOptions
 
 SECRET = b"c" * 32
 SHAPES = {"a": (5, 3), "b": (40,)}
@@ -85,6 +89,38 @@ def test_elements_that_a_client_chose_are_refused():
         noised_sum([chosen], [1.0], noise(), 1)
     with pytest.raises(ValueError, match="different elements"):
         noised_sum([delta(0, 1.0, Draw(1, 0.5)), delta(0, 1.0, Draw(2, 0.5))], [0.5, 0.5], noise(), 1)
+
+
+@pytest.mark.parametrize("values", ["float32", "bfloat16", "int8", "int4", "ternary"])
+@given(scale=st.floats(1e-3, 1e3), clip=st.floats(1e-2, 1e2), seed=st.integers(0, 9))
+@settings(max_examples=15)
+def test_what_a_clipped_client_sends_is_within_the_clip_whatever_the_number_type_rounds(values, scale, clip, seed):
+    table = TensorTable(tuple(TensorSpec(name, shape) for name, shape in SHAPES.items()))
+    threshold = {"threshold": 0.7} if values == "ternary" else {}
+    codec = Codec(table, WireOptions(values=values, **threshold), 7, clip)
+    wanted = delta(seed, scale)
+    found = codec.received(wanted)
+    # The server clips what a few tries have left.
+    assert norm(found) <= clip * 1.05
+    free = Codec(table, WireOptions(values=values, **threshold), 7).received(wanted)
+    if norm(free) <= clip:
+        assert all(torch.equal(found[name].dense(), free[name].dense()) for name in free)
+    elif norm(wanted) > clip:
+        assert norm(found) > 0.3 * clip
+
+
+def test_feedback_keeps_what_the_clip_takes():
+    method = chosen_method({"name": "fedavg", "sparsifier": "cyclic", "period": 2, "feedback": "ef14"})
+    method = method[0](method[1])
+    table = TensorTable((TensorSpec("w", (40,)),))
+    config = FederationConfig(method, table, 3, clip=0.5)
+    context, codec = client_context(config, 1, "a", None, {})
+    after = {"w": torch.linspace(-1, 1, 40)}
+    sent, memory = update(config, LocalPlan({"w": torch.zeros(40)}, ("w",)), after, context)
+    arrived = codec.received(sent)
+    assert norm(arrived) <= 0.5
+    (rest,) = memory.values()
+    torch.testing.assert_close(rest.view(-1) + arrived["w"].dense(), after["w"])
 
 
 @given(scale=st.floats(0, 1e8), most=st.floats(1e-6, 1e6))

@@ -111,8 +111,7 @@ def summarise(recipe: Recipe, table: TensorTable, records: Sequence[RoundRecord]
             phases[phase] = round(phases.get(phase, 0.0) + value, 4)
     promised = {name: found for record in records for name, found in record.privacy.items()}
     private: dict[str, Any] = {"privacy": promised} if promised else {}
-    if (clients := _of_clients(recipe, len(records) - 1)) is not None:
-        private["privacy_of_clients"] = clients
+    private |= of_clients(recipe, len(records) - 1)
     return Summary(
         name=recipe.name,
         method=recipe.method["name"],
@@ -134,12 +133,12 @@ def summarise(recipe: Recipe, table: TensorTable, records: Sequence[RoundRecord]
     )
 
 
-def _of_clients(recipe: Recipe, rounds: int) -> Guarantee | None:
-    """What the rounds have given away of each client as a whole. Who is asked follows from a seed that all know, so
-    nothing is gained by not being asked.
+def of_clients(recipe: Recipe, rounds: int) -> dict[str, Guarantee]:
+    """What so many rounds have given away of each client as a whole, as a record's field; nothing where nothing is
+    promised. Who is asked follows from a seed that all know, so nothing is gained by not being asked.
     """
     asked = recipe.privacy.clients
     if asked is None:
-        return None
+        return {}
     event = Event(noise_multiplier=asked.noise_multiplier, sampling_rate=1.0, steps=rounds)
-    return Guarantee(epsilon=round(epsilon([event], asked.delta), 6), delta=asked.delta)
+    return {"privacy_of_clients": Guarantee(epsilon=round(epsilon([event], asked.delta), 6), delta=asked.delta)}

@@ -144,6 +144,7 @@ class Session:
             raise ValueError("differential privacy of examples needs a place for its ledgers")
         folder = whose.folder(name)
         ledger = Ledger(folder, whose.run, terms.delta, run_epsilon=terms.run_epsilon, limits=whose.site)
+        self.observer.say(f"{name}: {ledger.standing(terms.noise_multiplier, rate)}")
         how = private.Privacy(terms.noise_multiplier, terms.clip, whose.secret(folder), ledger, terms.tell_loss)
         return private.PrivateTrainer(self.adapted, examples, recipe.training, name, recipe.seed, how)
 

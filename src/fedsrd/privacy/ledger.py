@@ -120,6 +120,21 @@ class Ledger:
             _write(self._folder, after)
         return found
 
+    def standing(self, noise_multiplier: float, rate: float) -> str:
+        """One line for the log of whoever has the data: on what terms it trains, and how the ledger stands.
+
+        Raises:
+            PrivacyError: the ledger is damaged.
+        """
+        books = read(self._folder)
+        delta = self._delta if self._limits is None else self._limits.delta
+        most = "" if self._limits is None else f" of {self._limits.epsilon:g}"
+        return (
+            f"differential privacy of examples, noise of {noise_multiplier:g} clips, {rate:.2%} of them a step; "
+            f"given away so far, in all runs: epsilon {books.spent(delta).epsilon:.3g}{most} (delta {delta:g}) in "
+            f"{books.rounds} rounds"
+        )
+
     def _spent(self, books: Books) -> Spent:
         return Spent(epsilon=epsilon(books.runs[self._run].events, self._delta), delta=self._delta)
 

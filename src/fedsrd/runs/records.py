@@ -77,6 +77,7 @@ class RoundRecord(Stored):
         train_loss_by_client: each client's; NaN (null in the file) of one that told none, or none that can be.
         privacy: what the run has given away of each client's examples, as it says, with this round; of those that
             train under differential privacy.
+        privacy_of_clients: what it has given away of each client as a whole; None: nothing is promised.
         rejected: why a client's update did not count.
         attempts: how many times clients were asked.
         eval: response NLL by held-out set, nats a token; empty where it was not measured.
@@ -98,6 +99,7 @@ class RoundRecord(Stored):
     train_loss: Annotated[Score | None, BeforeValidator(_nan_for_null)] = None
     train_loss_by_client: dict[str, Nats] = {}
     privacy: dict[str, Guarantee] = {}
+    privacy_of_clients: Guarantee | None = None
     rejected: dict[str, str] = {}
     attempts: int = 1
     eval: dict[str, Nats]

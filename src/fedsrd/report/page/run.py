@@ -149,12 +149,12 @@ def _loss(records: Sequence[RoundRecord]) -> Chart | None:
 
 def _spent(rounds: Sequence[RoundRecord]) -> Table:
     names = sorted({name for record in rounds for name in record.privacy})
-    rows = [
-        [str(record.round), *(f"{record.privacy[n].epsilon:.3f}" if n in record.privacy else "" for n in names)]
-        for record in rounds
-        if record.privacy
-    ]
-    return Table(["round", *names], rows)
+    rows = []
+    for record in rounds:
+        told = [record.privacy.get(name) for name in names] + [record.privacy_of_clients]
+        if any(told):
+            rows.append([str(record.round), *("" if one is None else f"{one.epsilon:.3f}" for one in told)])
+    return Table(["round", *names, "a client as a whole"], rows)
 
 
 def _benchmarks(summary: Summary) -> Table | None:
