@@ -84,3 +84,9 @@ class EvaluationError(FedSRDError):
     """A benchmark is unknown, cannot be read as it is, or cannot be run safely here."""
 
     exit_code = 2
+
+
+class PrivacyError(FedSRDError):
+    """What is asked would give away more than it may, or a privacy ledger cannot be read. Nothing was trained."""
+
+    exit_code = 2

@@ -219,6 +219,17 @@ class Recipe(_Section):
                 raise ValueError(
                     f"clients: {keys[client.key]!r} and {client.name!r} have one key; each site has its own"
                 )
+        if self.privacy.examples is not None:
+            if self.training.packing:
+                raise ValueError(
+                    "training.packing = true with [privacy.examples]: packed examples lie in one sequence, whose "
+                    "gradient no clip takes apart; expected packing = false"
+                )
+            if self.model.gradient_checkpointing:
+                raise ValueError(
+                    "model.gradient_checkpointing = true with [privacy.examples]: gradients by example are wrong "
+                    "then; expected false, and a smaller batch_size"
+                )
         if self.participation.minimum > len(self.clients):
             raise ValueError(
                 f"participation.minimum = {self.participation.minimum}: there are {len(self.clients)} clients"

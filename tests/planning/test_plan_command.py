@@ -12,6 +12,7 @@ from fedsrd.planning import payloads
 from fedsrd.planning.architecture import architecture
 from fedsrd.planning.forecast import federated
 from fedsrd.planning.links import bits_per_second
+from fedsrd.privacy.accounting import Event, epsilon
 from fedsrd.wire import WireOptions
 
 MIB = 1 << 20
@@ -95,6 +96,39 @@ def test_a_config_alone_is_enough(tiny_model):
     assert modules_of(alone.table) == modules_of(whole.table)
     assert alone.table == whole.table
     assert (alone.layers, alone.hidden, alone.key_value, alone.intermediate) == (2, 32, 16, 48)
+
+
+def test_what_a_privacy_budget_allows(tiny_model):
+    found = plan(
+        "--model",
+        str(tiny_model),
+        "--rank",
+        "4",
+        "--examples",
+        "400",
+        "--batch",
+        "16",
+        "--rounds",
+        "5",
+        "--epsilon",
+        "2",
+    )["privacy"]
+    assert found["sampling_rate"] == 0.04
+    noises = {row["epsilon"]: row["noise_multiplier"] for row in found["noise"]}
+    assert list(noises) == [1, 2, 3, 8]
+    for wanted, noise in noises.items():
+        event = Event(noise_multiplier=noise, sampling_rate=0.04, steps=50)
+        assert 0.97 * wanted < epsilon([event], 1e-5) <= wanted
+    shown = CliRunner().invoke(
+        app, ["plan", "--model", str(tiny_model), "--rank", "4", "--examples", "4", "--delta", "0.1"]
+    )
+    assert "noise multiplier" in shown.output
+    assert "delta = 0.1" not in shown.output
+    bad = ["plan", "--model", str(tiny_model), "--rank", "4", "--examples", "20", "--delta", "0.1"]
+    assert "delta = 0.1 is no less than 1/20" in CliRunner().invoke(app, bad).output
+    alone = CliRunner().invoke(app, ["plan", "--model", str(tiny_model), "--epsilon", "2"])
+    assert alone.exit_code == 2
+    assert "--examples" in alone.output + str(alone.stderr)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,15 @@ def plan(
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Sequences at a time.")] = 8,
     length: Annotated[int, typer.Option("--max-length", min=8, max=1 << 20, help="Tokens of each.")] = 512,
     checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
+    examples: Annotated[
+        int | None,
+        typer.Option("--examples", min=1, max=10**9, help="Of the smallest client: what differential privacy costs."),
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", min=1e-3, max=1e6, help="With --examples: beside 1, 3 and 8.")
+    ] = None,
+    delta: Annotated[float, typer.Option("--delta", min=1e-15, max=0.1, help="Chance beyond epsilon.")] = 1e-5,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=10**6, help="Of a round, for --examples.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What a federation would cost: bytes, time on the links, memory. Reads a config, no weights."""
@@ -46,10 +55,19 @@ def plan(
         checkpointing,
         forecast.PAPERS_DENSITY if density is None else density,
     )
+    if epsilon is not None and examples is None:
+        fail("--epsilon: of how many examples? The noise follows from --examples, the smallest client's number", 2)
+    private = None
+    if examples is not None:
+        from fedsrd.planning import privacy
+
+        private = privacy.noise(privacy.Budget(examples, batch, steps, rounds, delta, epsilon))
     wanted = targets if targets == "all-linear" else listed(targets)
     found = forecast.forecast(
         architecture.architecture(model, rank, wanted), setting, None if chosen is None else listed(chosen)
     )
+    if private is not None:
+        found["privacy"] = private
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -85,6 +85,8 @@ def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bo
     for table in closing_tables(folder.records(), summary):
         console.print(table)
     console.print(terminal.totals(summary), highlight=False)
+    for line in terminal.privacy(summary):
+        console.print(line, highlight=False, soft_wrap=True)
     for adapter in folder.adapters():
         console.print(f"Adapter: {adapter}  (PeftModel.from_pretrained(base_model, {str(adapter)!r}))", highlight=False)
     from fedsrd.report.page.write import report

@@ -1,5 +1,6 @@
 """One client: holds a replica of the global state, trains from it, sends what the method keeps."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from torch import Tensor
 from fedsrd import wire
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import GlobalState, Tensors, initial_tensors
-from fedsrd.errors import FederationError, PayloadError
+from fedsrd.errors import FederationError, PayloadError, PrivacyError
 from fedsrd.federation import snapshot, transition
 from fedsrd.federation.messages import Broadcast, Failure, Start, Sync, TrainTask, Update
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import ClientContext
+from fedsrd.privacy.accounting import Spent
 
 NOTHING = GlobalState({}, {}, -1)
 """The replica of a client that holds none."""
@@ -218,9 +220,12 @@ class Client:
         return self.run(self.prepare(task), on_step)
 
     def run(self, job: Job, on_step: Callable[[int, float], None]) -> Update | Failure:
-        """Trains by a job, and gives what `finish` makes of it."""
+        """Trains by a job, and gives what `finish` makes of it; where privacy does not allow it, why."""
         began = time.perf_counter()
-        trained = self.trainer.train(job.plan, job.round, on_step)
+        try:
+            trained = self.trainer.train(job.plan, job.round, on_step)
+        except PrivacyError as error:
+            return Failure(self.name, job.round, str(error))
         return self.finish(job, trained, time.perf_counter() - began)
 
     def prepare(self, task: TrainTask) -> Job:
@@ -268,7 +273,10 @@ class Client:
         }
         # It counts when the round has closed with this update in it.
         self.memory = ClientMemory(self.memory.kept, self.memory.round, update[1], job.round)
-        return Update(self.name, job.round, self.trainer.count, payload, trained.loss, phases)
+        # Trainers that promise nothing need not say so.
+        spent: Spent | None = getattr(trained, "spent", None)
+        promise = (None, None) if spent is None or not math.isfinite(spent.epsilon) else (spent.epsilon, spent.delta)
+        return Update(self.name, job.round, self.trainer.count, payload, trained.loss, phases, *promise)
 
     def _context(self, round_number: int) -> tuple[ClientContext, transition.Codec]:
         return transition.client_context(self._config, round_number, self.name, self._rank, self.memory.kept)

@@ -10,7 +10,7 @@ import torch
 from fedsrd import methods
 from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.checkpoint import Checkpoint
-from fedsrd.federation.records import round_record, start_record, summarise
+from fedsrd.federation.records import of_clients, round_record, start_record, summarise
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Observer
@@ -99,7 +99,8 @@ class Driver:
             began = time.perf_counter()
             quality = self.quality()
             seconds = done.seconds | {"evaluate": time.perf_counter() - began}
-            records.append(round_record(done, self.table, seconds, quality))
+            said = {**quality, **of_clients(self.recipe, self.server.version)}
+            records.append(round_record(done, self.table, seconds, said))
             if keep_payloads:
                 uplinks = {update.client: update.payload for update in done.closed.accepted}
                 self.folder.keep_payloads(self.server.version, uplinks, done.closed.broadcast.payload)

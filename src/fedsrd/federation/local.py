@@ -17,7 +17,7 @@ from fedsrd.federation.driver import Driver
 from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask, Update
 from fedsrd.federation.resume import restore
 from fedsrd.federation.rounds import Rounds
-from fedsrd.federation.session import Assets, Observer, Session
+from fedsrd.federation.session import Assets, Observer, Privacy, Session
 from fedsrd.federation.setup import Prepared, config_of, server_of
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.runs.records import RoundRecord, Summary
@@ -140,7 +140,8 @@ def run(
         prepared.folder.check(prepared.recipe, resume=prepared.resume)
         # A damaged state must show before weights are read.
         restored = restore(prepared.folder, observer.warn)
-        session = Session(prepared.recipe, prepared.lora, observer, assets or Assets())
+        privacy = Privacy.of_run(prepared.recipe, prepared.folder.path)
+        session = Session(prepared.recipe, prepared.lora, observer, assets or Assets(), privacy)
         return _run(prepared, session, restored, keep_payloads)
 
 

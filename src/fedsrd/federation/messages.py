@@ -48,6 +48,12 @@ class Phases(BaseModel):
         return {phase: value for phase, value in self.model_dump().items() if value is not None}
 
 
+Epsilon = Annotated[Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None, WrapValidator(_or_none)]
+"""What a client says that it has given away of its examples; None: nothing is promised, or nothing that can be."""
+Delta = Annotated[Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None, WrapValidator(_or_none)]
+"""The delta of that epsilon."""
+
+
 class Claims(BaseModel):
     """All numbers that a client says about itself with an update; nobody can check them, so they are bounded.
 
@@ -60,6 +66,8 @@ class Claims(BaseModel):
     examples: Examples
     loss: Loss = None
     seconds: Phases = Phases()
+    epsilon: Epsilon = None
+    delta: Delta = None
 
 
 MOST_BROADCASTS = 4096
@@ -85,6 +93,8 @@ class Update:
         payload: the uplink.
         loss: mean training loss a response token, in nats; None: not told.
         seconds: by phase: train, sparsify, encode, as far as told.
+        epsilon: what this run has given away of the client's examples, this round included; None: nothing is promised.
+        delta: of that epsilon.
     """
 
     client: str
@@ -93,6 +103,8 @@ class Update:
     payload: bytes
     loss: float | None
     seconds: dict[str, float]
+    epsilon: float | None = None
+    delta: float | None = None
 
     def checked(self) -> "Update":
         """The same with what the client says about itself read as `Claims`.
@@ -101,12 +113,13 @@ class Update:
             PayloadError: its number of examples is none, or out of range.
         """
         try:
-            said = Claims.model_validate({"examples": self.examples, "loss": self.loss, "seconds": self.seconds})
+            said = Claims.model_validate({name: getattr(self, name) for name in Claims.model_fields})
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"])
             raise PayloadError(f"what the client says about itself is wrong at {where}: {problem['msg']}") from None
-        return dataclasses.replace(self, examples=said.examples, loss=said.loss, seconds=said.seconds.told())
+        claims = {name: getattr(said, name) for name in Claims.model_fields}
+        return dataclasses.replace(self, **{**claims, "seconds": said.seconds.told()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.rounds import Round
 from fedsrd.federation.server import Counts
 from fedsrd.means import domain_means, mean
+from fedsrd.privacy.accounting import Event, epsilon
 from fedsrd.recipe import Recipe
-from fedsrd.runs.records import Quality, RoundRecord, Summary
+from fedsrd.runs.records import Guarantee, Quality, RoundRecord, Summary
 
 
 def group_of(module: str) -> str:
@@ -62,6 +63,12 @@ def round_record(
     closed = done.closed
     losses = {u.client: math.nan if u.loss is None else round(u.loss, 6) for u in closed.accepted}
     told = mean(loss for loss in losses.values() if math.isfinite(loss))
+    promised = {
+        u.client: Guarantee(epsilon=round(u.epsilon, 6), delta=u.delta)
+        for u in closed.accepted
+        if u.epsilon is not None and u.delta is not None
+    }
+    private: dict[str, Any] = {"privacy": promised} if promised else {}
     moved = sorted({factor for name in closed.downlink if (factor := lora.split(name)[1])})
     return RoundRecord(
         round=closed.broadcast.round,
@@ -77,6 +84,7 @@ def round_record(
         train_loss_by_client=losses,
         rejected={failure.client: failure.reason for failure in closed.rejected},
         attempts=done.attempts,
+        **private,
         **quality,
     )
 
@@ -101,6 +109,9 @@ def summarise(recipe: Recipe, table: TensorTable, records: Sequence[RoundRecord]
     for record in records:
         for phase, value in record.seconds.items():
             phases[phase] = round(phases.get(phase, 0.0) + value, 4)
+    promised = {name: found for record in records for name, found in record.privacy.items()}
+    private: dict[str, Any] = {"privacy": promised} if promised else {}
+    private |= of_clients(recipe, len(records) - 1)
     return Summary(
         name=recipe.name,
         method=recipe.method["name"],
@@ -118,4 +129,16 @@ def summarise(recipe: Recipe, table: TensorTable, records: Sequence[RoundRecord]
         final=averages(measured[-1]) if measured else None,
         benchmarks={"base": benchmarks[0], "final": benchmarks[-1]} if len(benchmarks) > 1 else {},
         digest=records[-1].digest,
+        **private,
     )
+
+
+def of_clients(recipe: Recipe, rounds: int) -> dict[str, Guarantee]:
+    """What so many rounds have given away of each client as a whole, as a record's field; nothing where nothing is
+    promised. Who is asked follows from a seed that all know, so nothing is gained by not being asked.
+    """
+    asked = recipe.privacy.clients
+    if asked is None:
+        return {}
+    event = Event(noise_multiplier=asked.noise_multiplier, sampling_rate=1.0, steps=rounds)
+    return {"privacy_of_clients": Guarantee(epsilon=round(epsilon([event], asked.delta), 6), delta=asked.delta)}

@@ -15,6 +15,7 @@ from fedsrd.federation.screening import History, NormBound
 from fedsrd.federation.spool import Spool
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import Contribution, MethodState
+from fedsrd.privacy import central
 
 Weighting = Literal["uniform", "examples"]
 Counts = Mapping[str, int]
@@ -76,6 +77,8 @@ class Server:
         norm_bound: leaves out updates whose norm is more than so many times what is usual (`screening`); None for no
             bound: then only what is not finite, or leads to what is not, is left out.
         max_share: largest share of one client in the aggregate, where clients count by their examples.
+        noise: what the sum of the updates gets, each of them clipped; the norm bound is not asked then, because who is
+            left out would depend on the others' data. None for none.
 
     Attributes:
         state: the global state.
@@ -95,6 +98,7 @@ class Server:
         minimum: int = 1,
         norm_bound: float | None = None,
         max_share: float = 0.5,
+        noise: central.CentralNoise | None = None,
     ) -> None:
         self.config = config
         self.state = config.start()
@@ -107,7 +111,8 @@ class Server:
         self._ranks = dict(ranks or {})
         self._minimum = minimum
         self._max_share = max_share
-        self._norm_bound = norm_bound
+        self._norm_bound = None if noise is not None else norm_bound
+        self._noise = noise
         self._snapshot: Snapshot | None = None
 
     def restore(self, state: GlobalState, memory: MethodState | None = None) -> None:
@@ -263,6 +268,9 @@ class Server:
                 for one, weight in zip(chosen, self._weights(chosen), strict=True)
             ]
             clients = max(len(self.roster), len(self.ledger.known), len(chosen))
+            if self._noise is not None:
+                total = self._noised(contributions, number)
+                return transition.close_sum(self.config, self.state, total, len(chosen), self.memory, clients)
             return transition.close(self.config, self.state, contributions, self.memory, clients)
 
         closed, kept, out = screening.close_with_most([one.norm for one in found], close)
@@ -271,6 +279,15 @@ class Server:
         if closed is None or len(left) < self._minimum:
             raise self._too_few(left, rejected, number)
         return closed, left
+
+    def _noised(self, contributions: Sequence[Contribution], number: int) -> Delta:
+        assert self._noise is not None
+        # Updates that lie on the disk are read once.
+        deltas = [dict(one.delta) for one in contributions]
+        try:
+            return central.noised_sum(deltas, [one.weight for one in contributions], self._noise, number)
+        except ValueError as error:
+            raise FederationError(f"round {number}: {error}; state kept") from None
 
     def _too_few(self, found: Sequence[_Candidate], rejected: Sequence[Failure], number: int) -> TooFewError:
         reasons = "; ".join(f"{failure.client}: {failure.reason}" for failure in rejected) or "nobody answered"

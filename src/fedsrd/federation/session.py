@@ -1,13 +1,19 @@
 """What a run in one process works with: the model that is lent to each client in turn, and everybody's data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from fedsrd.core.tensors import BaseDelta, Tensors
 from fedsrd.data.examples import Example
 from fedsrd.data.prompt import Encoded, encode
 from fedsrd.errors import DataError
+from fedsrd.privacy.ledger import Ledger
+from fedsrd.privacy.options import SitePrivacy
+from fedsrd.privacy.stream import public
+from fedsrd.privacy.terms import agreed
 from fedsrd.recipe import DataSection, Recipe
 from fedsrd.runs.records import RoundRecord
 
@@ -32,6 +38,30 @@ class Observer(Protocol):
         """A round is complete and on the disk."""
 
 
+@dataclass(frozen=True)
+class Privacy:
+    """Where a process keeps what differential privacy of examples needs, and whose word goes there.
+
+    Attributes:
+        folder: of a client's ledger, by its name.
+        secret: where noise and sampling come from, by that folder.
+        run: the run's name in the ledgers.
+        site: the site's own rules; None: the recipe alone decides.
+    """
+
+    folder: Callable[[str], Path]
+    secret: Callable[[Path], bytes]
+    run: str
+    site: SitePrivacy | None = None
+
+    @classmethod
+    def of_run(cls, recipe: Recipe, folder: Path) -> "Privacy":
+        """Of clients that live in one process with the server, where there is nobody to hide noise from: it follows
+        from the recipe's seed, so that the run repeats itself.
+        """
+        return cls(lambda name: folder / "privacy" / name, lambda _: public(recipe.seed), "run")
+
+
 class Assets:
     """Models, encoded data and base models' quality, kept for the next run of the process that wants the same."""
 
@@ -49,13 +79,16 @@ class Assets:
 class Session:
     """The model and the data of a local run, and who watches it."""
 
-    def __init__(self, recipe: Recipe, lora: Any, observer: Observer, assets: Assets) -> None:
+    def __init__(
+        self, recipe: Recipe, lora: Any, observer: Observer, assets: Assets, privacy: Privacy | None = None
+    ) -> None:
         from fedsrd.training.models import AdaptedModel
 
         self.recipe = recipe
         self.observer = observer
         self._lora = lora
         self._assets = assets
+        self._privacy = privacy
         # Data first: a client without examples must show before weights are read.
         train = {
             entry.name: [e for data in entry.sections for e in self._examples(data, entry.name)]
@@ -88,15 +121,32 @@ class Session:
 
         Args:
             pool: the name of one trainer that has all data, in the place of the clients'; None for the clients'.
-        """
-        from fedsrd.training.sft import LocalTrainer, PooledTrainer
 
-        recipe = self.recipe
-        each = {
-            name: LocalTrainer(self.adapted, examples, recipe.training, name, recipe.seed)
-            for name, examples in self._train.items()
-        }
+        Raises:
+            PrivacyError: differential privacy of examples is asked for and cannot be had.
+        """
+        from fedsrd.training.sft import PooledTrainer
+
+        each = {name: self._trainer(name, examples) for name, examples in self._train.items()}
         return each if pool is None else {pool: PooledTrainer(list(each.values()), pool)}
+
+    def _trainer(self, name: str, examples: Sequence[Encoded]) -> Any:
+        from fedsrd.training import private
+        from fedsrd.training.sft import LocalTrainer
+
+        recipe, asked = self.recipe, self.recipe.privacy.examples
+        whose = self._privacy or Privacy.of_run(recipe, Path())
+        rate = private.sampling_rate(recipe.training, max(len(examples), 1))
+        terms = agreed(asked, whose.site, rate, recipe.rounds * recipe.training.steps)
+        if terms is None:
+            return LocalTrainer(self.adapted, examples, recipe.training, name, recipe.seed)
+        if self._privacy is None:
+            raise ValueError("differential privacy of examples needs a place for its ledgers")
+        folder = whose.folder(name)
+        ledger = Ledger(folder, whose.run, terms.delta, run_epsilon=terms.run_epsilon, limits=whose.site)
+        self.observer.say(f"{name}: {ledger.standing(terms.noise_multiplier, rate)}")
+        how = private.Privacy(terms.noise_multiplier, terms.clip, whose.secret(folder), ledger, terms.tell_loss)
+        return private.PrivateTrainer(self.adapted, examples, recipe.training, name, recipe.seed, how)
 
     def evaluates(self, round_number: int) -> bool:
         """Whether quality is measured after this round (0: before the first)."""

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,9 @@ from fedsrd.federation.server import Server
 from fedsrd.federation.session import Assets, Observer, check_data
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import ServerOptimizer, ServerOptimizerOptions, capabilities
+from fedsrd.privacy.central import CentralNoise
+from fedsrd.privacy.stream import public
+from fedsrd.privacy.terms import needed
 from fedsrd.recipe import Recipe, chosen_method
 from fedsrd.runs.folder import RunFolder
 
@@ -46,9 +49,12 @@ def prepare(
     """Checks everything that can be checked before weights are loaded: folder, data, model and rank.
 
     Raises:
-        RunFolderError, DataError, ModelError, RecipeError: what is wrong and what to do. Nothing was written.
+        RunFolderError, DataError, ModelError, RecipeError, PrivacyError: what is wrong and what to do. Nothing was
+            written.
     """
     folder.check(recipe, resume=resume)
+    if recipe.privacy.examples is not None:
+        needed()
     table, lora = check(recipe, observer, assets or Assets())
     return Prepared(recipe, folder, table, lora, resume)
 
@@ -69,6 +75,7 @@ def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[TensorTab
     for data, owner in sections:
         assets.get(partial(check_data, data, owner), "checked", data)
     _check_ranks(recipe)
+    _check_privacy(recipe)
     optimizer_of(method_of(recipe.method), recipe.server_optimizer)
     for name in recipe.evaluation.benchmarks:
         embedded.named(name)
@@ -122,12 +129,23 @@ def config_of(recipe: Recipe, table: TensorTable) -> FederationConfig:
     """What the recipe's server and clients share."""
     method = method_of(recipe.method)
     optimizer = optimizer_of(method, recipe.server_optimizer)
-    return FederationConfig(method, table, recipe.seed, recipe.wire.uplink, recipe.wire.downlink, optimizer)
+    asked = recipe.privacy.clients
+    clip = None if asked is None else asked.clip
+    return FederationConfig(method, table, recipe.seed, recipe.wire.uplink, recipe.wire.downlink, optimizer, clip)
 
 
-def server_of(recipe: Recipe, config: FederationConfig) -> Server:
-    """The recipe's server, at the start."""
-    asked = recipe.participation
+def server_of(recipe: Recipe, config: FederationConfig, secret: Callable[[], bytes] | None = None) -> Server:
+    """The recipe's server, at the start.
+
+    Args:
+        recipe: the recipe.
+        config: of `config_of`.
+        secret: gives that of the server's noise; None: it follows from the recipe's seed, for runs in one process.
+    """
+    asked, private = recipe.participation, recipe.privacy.clients
+    noise = None
+    if private is not None:
+        noise = CentralNoise(private.noise_multiplier, private.clip, secret or partial(public, recipe.seed))
     return Server(
         config,
         recipe.weighting,
@@ -135,6 +153,7 @@ def server_of(recipe: Recipe, config: FederationConfig) -> Server:
         minimum=1 if config.method.pooled else asked.minimum,
         norm_bound=asked.norm_bound or None,
         max_share=asked.max_share,
+        noise=noise,
     )
 
 
@@ -143,6 +162,28 @@ def environment() -> dict[str, str]:
     packages = ("fedsrd", "torch", "numpy", "transformers", "peft", "datasets", "safetensors")
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"python": platform.python_version(), "platform": platform.platform(), **found}
+
+
+def _check_privacy(recipe: Recipe) -> None:
+    """Refuses what cannot be promised. Raises RecipeError."""
+    asked, method = recipe.privacy, method_of(recipe.method)
+    if asked.examples is not None and method.pooled:
+        raise RecipeError(
+            f"method.name = {method.name!r} with [privacy.examples]: all data lies in one place there, and no client "
+            "has a budget of its own"
+        )
+    if asked.clients is None:
+        return
+    needed()
+    capabilities.check(method, capabilities.SUM_ONLY, "[privacy.clients]")
+    chosen = getattr(method.options, "sparsifier", "dense")
+    if chosen not in ("dense", "cyclic"):
+        raise RecipeError(
+            f'method.sparsifier = "{chosen}" with [privacy.clients]: which elements a client chooses says something of '
+            'its data, and noise on values does not hide it; expected "dense" or "cyclic"'
+        )
+    if asked.secure_aggregation is not None:
+        raise RecipeError("[privacy.clients] with privacy.secure_aggregation: expected one of the two in this version")
 
 
 def _check_ranks(recipe: Recipe) -> None:

@@ -26,6 +26,7 @@ from fedsrd.methods import (
     ServerOptimizer,
     capabilities,
 )
+from fedsrd.privacy import central
 
 UNABLE = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 """What a method raises where updates that are finite lead to nothing that is."""
@@ -43,6 +44,7 @@ class FederationConfig:
         uplink: how updates are written.
         downlink: how broadcasts are written.
         optimizer: the server's; None: the method's own, or none.
+        clip: L2 norm to which an update is scaled down at the client; None: as it is.
 
     Raises:
         RecipeError: the table has tensors that are no LoRA factors, and the method needs pairs of them.
@@ -54,6 +56,7 @@ class FederationConfig:
     uplink: wire.WireOptions = field(default_factory=wire.WireOptions)
     downlink: wire.WireOptions = field(default_factory=wire.WireOptions)
     optimizer: ServerOptimizer | None = None
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         if any(spec.role == "plain" for spec in self.table.specs):
@@ -81,10 +84,11 @@ class FederationConfig:
 class Codec:
     """One direction's number type in the hands of a method: what it is told will arrive is what is sent."""
 
-    def __init__(self, table: TensorTable, options: wire.WireOptions, seed: int) -> None:
+    def __init__(self, table: TensorTable, options: wire.WireOptions, seed: int, clip: float | None = None) -> None:
         self._table = table
         self._options = options
         self._seed = seed
+        self._clip = clip
         self._last: tuple[Delta, wire.Quantised] | None = None
 
     def received(self, delta: Delta) -> Delta:
@@ -102,8 +106,23 @@ class Codec:
     def _quantised(self, delta: Delta) -> wire.Quantised:
         # A method that asks what will arrive sends the same delta afterwards: its numbers are not rounded twice.
         if self._last is None or self._last[0] is not delta:
-            self._last = (delta, wire.quantise(delta, self._table, self._options, self._seed))
+            self._last = (delta, self._within(delta))
         return self._last[1]
+
+    def _within(self, delta: Delta) -> wire.Quantised:
+        found = wire.quantise(delta, self._table, self._options, self._seed)
+        if self._clip is None:
+            return found
+        # Rounding may make it longer than it was: what is received is within the clip, as far as a few tries go; the
+        # server clips what is left. A method with feedback keeps what this takes, as it keeps what rounding takes.
+        bound = self._clip
+        for _ in range(4):
+            long = central.norm(found.delta())
+            if long <= self._clip:
+                break
+            found = wire.quantise(central.clipped(delta, bound), self._table, self._options, self._seed)
+            bound *= min(1.0, self._clip / max(central.norm(found.delta()), 1e-300)) * (1 - 1e-6)
+        return found
 
 
 @dataclass(frozen=True)
@@ -129,7 +148,8 @@ def client_context(
     config: FederationConfig, round_number: int, client: str, rank: int | None, memory: MethodState
 ) -> tuple[ClientContext, Codec]:
     """Where a client stands in a round, and the codec of its update. Every client rounds on a stream of its own."""
-    codec = Codec(config.uplink_table, config.uplink, rng.integer(config.seed, "rounding", round_number, client))
+    seed = rng.integer(config.seed, "rounding", round_number, client)
+    codec = Codec(config.uplink_table, config.uplink, seed, config.clip)
     return ClientContext(round_number, config.seed, client, rank, laid(memory), codec.received, codec.size), codec
 
 

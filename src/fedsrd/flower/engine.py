@@ -155,7 +155,8 @@ class FlowerEngine:
         self._reports.append(Held(name, said.held))
         if said.failure is not None:
             return Failure(name, round_number, said.failure, said.lost)
-        return Update(name, said.round, said.examples, payload, said.loss, said.seconds.told())
+        times = said.seconds.told()
+        return Update(name, said.round, said.examples, payload, said.loss, times, said.epsilon, said.delta)
 
     def reports(self) -> list[Held]:
         """What clients have said that they hold since this was last asked."""

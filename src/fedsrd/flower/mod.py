@@ -17,7 +17,7 @@ from fedsrd.core import lora
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.lora import FACTORS
 from fedsrd.core.tensors import Tensors, TensorTable
-from fedsrd.errors import FederationError
+from fedsrd.errors import FederationError, PrivacyError
 from fedsrd.federation.client import Client, Trainer
 from fedsrd.federation.messages import Claims
 from fedsrd.federation.remote.header import Job
@@ -75,7 +75,12 @@ class _Borrowed:
             )
         return table
 
-    def trainer(self, job: Job, site: Site) -> Trainer:
+    def trainer(self, job: Job, site: Site, replica: Replica) -> Trainer:
+        if site.privacy is not None:
+            raise PrivacyError(
+                "this site's rules ask for differential privacy of examples, and the project's own code trains here: "
+                "nobody can say what that gives away; expected FedSRD's own app"
+            )
         return _Trainer(self, job.train_config)
 
     def evaluate(self, client: Client, job: Job, round_number: int) -> Metrics:

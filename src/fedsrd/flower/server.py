@@ -22,6 +22,7 @@ from fedsrd.federation.session import EMBEDDED, Assets, Session
 from fedsrd.federation.setup import Prepared, check, config_of, method_of, server_of
 from fedsrd.flower.engine import FlowerEngine, unbound_names
 from fedsrd.methods import Method, capabilities
+from fedsrd.privacy.ledger import kept_secret
 from fedsrd.recipe import Recipe
 from fedsrd.report import terminal
 from fedsrd.report.evaluation import closing_tables
@@ -67,6 +68,8 @@ def serve(grid: Grid, config: Mapping[str, Any], console: Screen | None = None) 
     for table in closing_tables(records, summary):
         console.print(table)
     console.print(terminal.totals(summary), highlight=False, soft_wrap=True)
+    for line in terminal.privacy(summary):
+        console.print(line, highlight=False, soft_wrap=True)
     for adapter in folder.adapters():
         console.print(f"Adapter: {adapter}", highlight=False, soft_wrap=True)
     console.print(f"Report: {report([folder.path], folder.path / 'report.html')}", highlight=False, soft_wrap=True)
@@ -107,7 +110,9 @@ def _serve(
     folder = prepared.folder
     # A damaged state must show before weights are read.
     restored = restore(folder, watch.warn)
-    server = server_of(recipe, config_of(recipe, prepared.table))
+    server = server_of(
+        recipe, config_of(recipe, prepared.table), lambda: kept_secret(folder.state.parent / "noise.key")
+    )
     session = _judge(recipe, prepared, watch, server.config.method)
     federation = restored[0].federation if restored else secrets.token_hex(8)
 
@@ -192,12 +197,14 @@ def _judge(recipe: Recipe, prepared: Prepared, watch: _Watch, method: Method) ->
 
 def _job(recipe: Recipe, name: str) -> Job:
     entry = next((entry for entry in recipe.clients if entry.name == name), None)
-    tables = recipe.model_dump(include={"model", "lora", "training"}, exclude_none=True)
+    # How many rounds there are decides on the noise, where the recipe says an epsilon.
+    tables = recipe.model_dump(include={"model", "lora", "training", "rounds", "privacy"}, exclude_none=True)
     return Job(
         method=recipe.method,
         seed=recipe.seed,
         uplink=recipe.wire.uplink,
         rank=None if entry is None else entry.rank,
+        clip=None if recipe.privacy.clients is None else recipe.privacy.clients.clip,
         recipe=tables,
         data=[] if entry is None else list(entry.sections),
     )

@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Epsilon = Annotated[float, Field(gt=0, le=1e6)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
-Noise = Annotated[float, Field(gt=0, le=1e6)]
+Noise = Annotated[float, Field(ge=0.05, le=1e6)]
+"""In clips; a step with less has an epsilon of hundreds (`accounting`)."""
 Norm = Annotated[float, Field(gt=0, le=1e12)]
 
 
@@ -30,21 +31,45 @@ class ExamplePrivacy(_Options):
 
     Attributes:
         noise_multiplier: standard deviation of the noise in a step's sum of gradients, in clips.
-        epsilon: what the whole run may spend; the noise follows from it. One of the two.
+        epsilon: what the whole run may spend of a client's examples; the noise follows from it, at each client by its
+            number of examples, and no more is trained than it allows. One of the two.
         delta: chance beyond epsilon; less than one over the number of examples.
         clip: L2 norm to which one example's gradient is scaled down.
+        tell_loss: whether clients tell their mean training loss, which has no noise and is no part of the guarantee.
     """
 
     noise_multiplier: Noise | None = None
     epsilon: Epsilon | None = None
     delta: Delta = 1e-5
     clip: Norm = 1.0
+    tell_loss: bool = False
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if (self.noise_multiplier is None) == (self.epsilon is None):
             raise ValueError("expected noise_multiplier or epsilon, one of the two")
         return self
+
+
+class SitePrivacy(_Options):
+    """What a site's data may ever give away, by the site's own rules; no recipe has a say in it.
+
+    Attributes:
+        epsilon: of all training on this site's data together, in all runs.
+        delta: chance beyond epsilon; less than one over the number of examples.
+        rounds: of training under this budget, in all runs; None: as many as epsilon allows.
+        noise_multiplier: the least noise with which this site trains. A recipe with less trains here with this; without
+            it, a recipe that asks for no privacy of examples is refused.
+        clip: the clip of this site's training, instead of the recipe's; None: the recipe's, or 1.
+        tell_loss: whether the mean training loss may be told, where the recipe asks for it.
+    """
+
+    epsilon: Epsilon
+    delta: Delta
+    rounds: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    noise_multiplier: Noise | None = None
+    clip: Norm | None = None
+    tell_loss: bool = False
 
 
 class ClientPrivacy(_Options):

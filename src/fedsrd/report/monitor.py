@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.table import Table
 
 from fedsrd.report.screen import Screen, styled
-from fedsrd.report.terminal import amount
+from fedsrd.report.terminal import amount, loss_text
 from fedsrd.runs.records import RoundRecord
 
 STATES = {"asked": "working", "answered": "answered", "failed": "failed", "silent": "silent"}
@@ -101,7 +101,7 @@ class Monitor:
         return f"{row['state']}: {row['reason']}"
 
     def _table(self, record: RoundRecord | None = None) -> Table:
-        loss = f", loss {record.train_loss:.3f}" if record else ""
+        loss = f", {loss_text(record.train_loss)}" if record else ""
         table = Table(title=f"Round {self._round}/{self._rounds}{loss}", box=box.SIMPLE, pad_edge=False)
         for column in ("client", "state", "up", "down", "seconds"):
             left = column in ("client", "state")

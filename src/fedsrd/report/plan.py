@@ -56,4 +56,28 @@ def plan_tables(plan: Record) -> list[RenderableType]:
         f"Disk: {disk['client'] / GIB:.1f} GiB.\n"
         f"The server, no accelerator: about {plan['server_memory'] / GIB:.1f} GiB of memory, "
         f"{disk['run folder'] / GIB:.1f} GiB of disk.",
+        *([] if "privacy" not in plan else privacy_lines(plan["privacy"])),
     ]
+
+
+def privacy_lines(found: Record) -> list[RenderableType]:
+    """What a budget of differential privacy of examples allows."""
+    table = Table(
+        title=f"\nDifferential privacy of examples: {found['examples']:,} of them, {found['batch']} a step on average, "
+        f"{found['rounds']} rounds of {found['steps']} steps ({found['passes']:.3g} passes), delta {found['delta']:g}",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title_justify="left",
+    )
+    for head in ("epsilon", "noise multiplier", "noise in an element of the mean gradient, in clips"):
+        table.add_column(head, justify="right")
+    for row in found["noise"]:
+        table.add_row(f"{row['epsilon']:g}", f"{row['noise_multiplier']:g}", f"{row['deviation_in_clips']:.4f}")
+    lines: list[RenderableType] = [table]
+    if found["delta"] * found["examples"] >= 1:
+        lines.append(
+            f"delta = {found['delta']:g} is no less than 1/{found['examples']}: it would allow one example to be told "
+            "whole; choose less than a tenth of that"
+        )
+    return lines

@@ -1,6 +1,7 @@
 """The terminal: live progress of a run, and the closing tables."""
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Self
@@ -20,6 +21,7 @@ from rich.table import Table
 from fedsrd.means import mean
 from fedsrd.packages import watched
 from fedsrd.report.screen import Screen, styled
+from fedsrd.runs.promise import sentences
 from fedsrd.runs.records import RoundRecord, Summary
 
 PHASES = {
@@ -123,7 +125,7 @@ class RunDisplay(Display):
             return
         up, down = (mean(sizes.values()) or 0 for sizes in (record.bytes_up, record.bytes_down))
         self.say(
-            f"round {number}/{self._rounds}  loss {record.train_loss:.3f}  "
+            f"round {number}/{self._rounds}  {loss_text(record.train_loss)}  "
             f"up {amount(up)}  down {amount(down)} ({record.factor_down})"
         )
         self._quality(quality)
@@ -162,7 +164,7 @@ def rounds_table(records: Sequence[RoundRecord]) -> Table:
             f"{(mean(record.bytes_up.values()) or 0) / (1 << 20):.2f}",
             f"{(mean(record.bytes_down.values()) or 0) / (1 << 20):.2f} {record.factor_down}",
             *(f"{sum(seconds[p] for p in phases):.2f}" if seconds else "" for phases in PHASES.values()),
-            "" if record.train_loss is None else f"{record.train_loss:.3f}",
+            "" if record.train_loss is None or math.isnan(record.train_loss) else f"{record.train_loss:.3f}",
         )
     return table
 
@@ -184,6 +186,16 @@ def quality_table(summary: Summary) -> Table | None:
         if before is not None and after is not None:
             table.add_row(name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
     return table
+
+
+def privacy(summary: Summary) -> list[str]:
+    """What the run promises about its data, a line each; nothing where it promises nothing."""
+    return [f"Privacy: {sentence}" for sentence in sentences(summary)]
+
+
+def loss_text(loss: float | None) -> str:
+    """A mean training loss, or that nobody told any (under differential privacy nobody does)."""
+    return "loss not told" if loss is None or math.isnan(loss) else f"loss {loss:.3f}"
 
 
 def totals(summary: Summary) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from fedsrd import __version__
 from fedsrd.places import is_public, shown
 from fedsrd.recipe import DataSection, Recipe
+from fedsrd.runs.promise import sentences
 from fedsrd.runs.records import Summary
 
 _EMBEDDED = {"embedded:smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
@@ -46,6 +47,7 @@ def card(recipe: Recipe, summary: Summary) -> str:
         "## Data\n\n" + _data(recipe),
         "## Training\n\n" + _training(recipe, summary),
         "## What was sent\n\n" + _bytes(summary),
+        *(["## Privacy\n\n" + _privacy(promised)] if (promised := sentences(summary)) else []),
         "## Scores\n\n" + _scores(summary),
         "## Licence\n\n" + _licence(base, licence),
     ]
@@ -123,6 +125,11 @@ def _bytes(summary: Summary) -> str:
     text = f"{up:.2f} MiB up and {down:.2f} MiB down, by all clients in all rounds"
     share = summary.ratio_to_dense_float32
     return text + ("." if share is None else f": {share:.1%} of sending every parameter in float32 both ways.")
+
+
+def _privacy(promised: list[str]) -> str:
+    lines = "\n".join(f"- {sentence}" for sentence in promised)
+    return f"What all rounds of training together have given away, by the clients' own accounts:\n\n{lines}"
 
 
 def _scores(summary: Summary) -> str:

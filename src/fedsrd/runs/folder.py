@@ -6,11 +6,12 @@
     adapter/         the newest global adapter, in PEFT's layout (a changed base model's: at the end)
     adapters/NAME/   instead, where every client ends with a model of its own
     state/           global.safetensors: all that continues from the last complete round, the records too
+    privacy/NAME/    what was given away of each client's examples, where that is accounted for (`privacy.ledger`)
     payloads/        every uplink and downlink, where the user asked to keep them
 
 A round counts once `state/global.safetensors` is replaced, which needs nothing but recipe.toml to go on. `rounds.jsonl`
-and `adapter/` are written after it, and again when the run is resumed. `state/` and `payloads/`, from which something
-of the data may be learnt, are for nobody but their owner.
+and `adapter/` are written after it, and again when the run is resumed. `state/`, `privacy/` and `payloads/`, from which
+something of the data may be learnt, are for nobody but their owner.
 """
 
 import contextlib

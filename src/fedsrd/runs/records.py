@@ -53,6 +53,13 @@ class Sample(Stored):
     answer: str
 
 
+class Guarantee(Stored):
+    """(epsilon, delta)-differential privacy of a client's examples, up to a round of a run."""
+
+    epsilon: Annotated[float, Field(ge=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+
+
 class RoundRecord(Stored):
     """One round. Round 0 is the start that every client got, with the base model's quality.
 
@@ -68,6 +75,9 @@ class RoundRecord(Stored):
         seconds: by phase, all clients added up, as far as they told; round 0 has none.
         train_loss: mean of the clients' that told any, nats a token; None in round 0.
         train_loss_by_client: each client's; NaN (null in the file) of one that told none, or none that can be.
+        privacy: what the run has given away of each client's examples, as it says, with this round; of those that
+            train under differential privacy.
+        privacy_of_clients: what it has given away of each client as a whole; None: nothing is promised.
         rejected: why a client's update did not count.
         attempts: how many times clients were asked.
         eval: response NLL by held-out set, nats a token; empty where it was not measured.
@@ -88,6 +98,8 @@ class RoundRecord(Stored):
     # Null in a file is NaN here too; round 0's None is not written.
     train_loss: Annotated[Score | None, BeforeValidator(_nan_for_null)] = None
     train_loss_by_client: dict[str, Nats] = {}
+    privacy: dict[str, Guarantee] = {}
+    privacy_of_clients: Guarantee | None = None
     rejected: dict[str, str] = {}
     attempts: int = 1
     eval: dict[str, Nats]
@@ -124,6 +136,8 @@ class Summary(Stored):
         base: quality before the first round; None where it was not measured.
         final: quality after the last.
         benchmarks: the rows before ("base") and after ("final"); empty where none were measured.
+        privacy: what the run has given away of each client's examples, of those that promise anything.
+        privacy_of_clients: what it has given away of each client as a whole; None: nothing is promised.
         digest: of the last state.
     """
 
@@ -142,6 +156,8 @@ class Summary(Stored):
     base: Quality | None
     final: Quality | None
     benchmarks: dict[str, dict[str, Metrics]] = {}
+    privacy: dict[str, Guarantee] = {}
+    privacy_of_clients: Guarantee | None = None
     digest: str
 
 

@@ -15,6 +15,7 @@ from fedsrd import rng
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import Tensors
 from fedsrd.data.prompt import Encoded
+from fedsrd.privacy.accounting import Spent
 from fedsrd.training.batches import collate, draw, pack, packed_loss, response_loss
 from fedsrd.training.models import AdaptedModel
 from fedsrd.training.options import TrainingOptions
@@ -31,10 +32,13 @@ def pad_id(adapted: AdaptedModel) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a round of local training gives: the tensors after it, and the mean loss a response token in nats."""
+    """What a round of local training gives: the tensors after it, the mean loss a response token in nats (None: not
+    told), and what the run has given away of its examples up to here (None: nothing is promised).
+    """
 
     tensors: Tensors
-    loss: float
+    loss: float | None
+    spent: Spent | None = None
 
 
 class LocalTrainer:

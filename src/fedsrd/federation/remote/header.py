@@ -17,6 +17,8 @@ from fedsrd.federation.messages import (
     MOST_BROADCASTS,
     MOST_EXAMPLES,
     Broadcast,
+    Delta,
+    Epsilon,
     Loss,
     Phases,
     Snapshot,
@@ -104,7 +106,8 @@ class Job(Header):
         seed: the run's.
         uplink: how updates are coded.
         rank: the client's own, if not the adapter's.
-        recipe: the tables model, lora and training; None where the client's own code trains.
+        clip: L2 norm to which an update is scaled down; None: as it is.
+        recipe: the tables model, lora, training and privacy, and the rounds; None where the client's own code trains.
         data: where the recipe says that its data is; a site's own setting goes first (`site`).
         tensors: name, shape and role of each trained tensor, where the client's own code trains.
         train_config: what the server's project tells such a train function, besides.
@@ -115,6 +118,7 @@ class Job(Header):
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
     uplink: WireOptions
     rank: Annotated[int, Field(ge=1)] | None = None
+    clip: Annotated[float, Field(gt=0, le=1e12)] | None = None
     recipe: dict[str, Any] | None = None
     data: list[DataSection] = []
     tensors: Annotated[list[TensorSpec], AfterValidator(_table)] = []
@@ -189,6 +193,8 @@ class TrainReply(Header):
     examples: Annotated[int, Field(ge=0, le=MOST_EXAMPLES)] = 0
     loss: Loss = None
     seconds: Phases = Phases()
+    epsilon: Epsilon = None
+    delta: Delta = None
     failure: Said | None = None
     lost: bool = False
 

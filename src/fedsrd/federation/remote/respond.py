@@ -52,7 +52,7 @@ class ClientRuntime(Protocol):
     def table(self, job: Job) -> TensorTable:
         """The model's trained tensors."""
 
-    def trainer(self, job: Job, site: Site) -> Trainer:
+    def trainer(self, job: Job, site: Site, replica: Replica) -> Trainer:
         """Local training; called only where there is something to train."""
 
     def evaluate(self, client: Client, job: Job, round_number: int) -> Metrics:
@@ -135,7 +135,8 @@ def _train(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntim
         told = without_folders(answer.reason, [section.source for section in site.data])
         said = header.TrainReply(name=site.name, round=order.round, held=client.version, failure=told, lost=answer.lost)
         return Reply(header.pack(said))
-    log.write("update", round=order.round, bytes=len(answer.payload), loss=answer.loss, seconds=answer.seconds)
+    claims = {"loss": answer.loss, "seconds": answer.seconds, "epsilon": answer.epsilon, "delta": answer.delta}
+    log.write("update", round=order.round, bytes=len(answer.payload), **claims)
     said = header.TrainReply(
         name=site.name,
         round=order.round,
@@ -143,6 +144,8 @@ def _train(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntim
         examples=answer.examples,
         loss=answer.loss,
         seconds=Phases.model_validate(answer.seconds),
+        epsilon=answer.epsilon,
+        delta=answer.delta,
     )
     return Reply(header.pack(said, answer.payload))
 
@@ -198,8 +201,8 @@ def _client(order: header.Order, site: Site, runtime: ClientRuntime, replica: Re
     what is damaged of it, for the server to be told.
     """
     job = order.job
-    trainer = _OnDemand(lambda: runtime.trainer(job, site))
-    config = FederationConfig(_method(job), runtime.table(job), job.seed, job.uplink)
+    trainer = _OnDemand(lambda: runtime.trainer(job, site, replica))
+    config = FederationConfig(_method(job), runtime.table(job), job.seed, job.uplink, clip=job.clip)
     client = GuardedClient(site.name, config, trainer, job.rank, knows_model=runtime.knows_model)
     damage = replica.load(client)
     if order.reset:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.client import Client, Trainer
@@ -9,8 +10,9 @@ from fedsrd.federation.remote.header import Job
 from fedsrd.federation.remote.replica import Replica
 from fedsrd.federation.remote.respond import Metrics
 from fedsrd.federation.remote.site import Site
-from fedsrd.federation.session import Assets, Session
+from fedsrd.federation.session import Assets, Privacy, Session
 from fedsrd.federation.setup import method_of, shapes
+from fedsrd.privacy.ledger import site_secret
 from fedsrd.recipe import ClientSection, DataSection, Recipe, parse
 from fedsrd.runs.folder import RunFolder
 from fedsrd.runs.records import RoundRecord
@@ -54,9 +56,9 @@ class RecipeRuntime:
         """From the model's config alone."""
         return shapes(_recipe(job, "client", []), self._observer, ASSETS)[0]
 
-    def trainer(self, job: Job, site: Site) -> Trainer:
+    def trainer(self, job: Job, site: Site, replica: Replica) -> Trainer:
         """Loads model and data, unless this process has them."""
-        session = self._session(job, site)
+        session = self._session(job, site, replica)
         trainer: Trainer = session.trainers()[site.name]
         return trainer
 
@@ -85,10 +87,16 @@ class RecipeRuntime:
         found = RunFolder(replica.folder).write_adapter(config, tensors)
         self._observer.say(f"Adapter: {found}")
 
-    def _session(self, job: Job, site: Site) -> Session:
+    def _session(self, job: Job, site: Site, replica: Replica) -> Session:
         recipe = _recipe(job, site.name, site.sections(job.data))
         lora = shapes(recipe, self._observer, ASSETS)[1]
-        return Session(recipe, lora, self._observer, ASSETS)
+        run = replica.folder.parent.name
+        if site.simulated:
+            privacy = replace(Privacy.of_run(recipe, replica.folder), run=run)
+        else:
+            # Of the site's data, whatever run comes: not in the run's folder, and from no seed of the server's.
+            privacy = Privacy(lambda name: site.state / "privacy" / name, site_secret, run, site.privacy)
+        return Session(recipe, lora, self._observer, ASSETS, privacy)
 
 
 def _recipe(job: Job, name: str, data: Sequence[DataSection]) -> Recipe:

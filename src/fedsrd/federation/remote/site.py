@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedsrd import toml
 from fedsrd.errors import DataError, PayloadError
 from fedsrd.federation.session import EMBEDDED
+from fedsrd.privacy.options import SitePrivacy
 from fedsrd.recipe import DataSection, Name
 from fedsrd.text import foreign
 
@@ -28,6 +29,7 @@ class Site:
         state: folder of what it keeps between rounds.
         simulated: whether it lives in a simulation, where the recipe is the user's own.
         key: the file of its private key (`identity`), if it has one.
+        privacy: what its data may ever give away, if it says so.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Site:
     state: Path
     simulated: bool
     key: Path | None = None
+    privacy: SitePrivacy | None = None
 
     def sections(self, recipes: Sequence[DataSection]) -> list[DataSection]:
         """Its data: its own setting, else the recipe's.

@@ -19,6 +19,7 @@ from fedsrd.report.page.places import folder_name, without_places
 from fedsrd.report.page.render import Plot, Table, render
 from fedsrd.runs.card import public_names
 from fedsrd.runs.folder import RunFolder
+from fedsrd.runs.promise import sentences
 from fedsrd.runs.records import RoundRecord, Summary
 
 ROUNDS = Axis("round", whole=True)
@@ -61,6 +62,8 @@ def sections(path: Path, prefix: str) -> tuple[str, Markup]:
         ],
         quality_table=_quality_table(summary),
         benchmarks=_benchmarks(summary),
+        privacy=sentences(summary),
+        spent=_spent(rounds),
         bytes_table=_bytes_table(summary),
         rounds=_rounds(rounds, [recipe.model.id, *_sources(recipe), str(path)]),
         samples=_samples(records),
@@ -142,6 +145,16 @@ def _loss(records: Sequence[RoundRecord]) -> Chart | None:
         return None
     series = [Series(name, list(found), list(found.values())) for name, found in losses.items()]
     return Chart("lines", series, ROUNDS, Axis("training loss, nats a token"))
+
+
+def _spent(rounds: Sequence[RoundRecord]) -> Table:
+    names = sorted({name for record in rounds for name in record.privacy})
+    rows = []
+    for record in rounds:
+        told = [record.privacy.get(name) for name in names] + [record.privacy_of_clients]
+        if any(told):
+            rows.append([str(record.round), *("" if one is None else f"{one.epsilon:.3f}" for one in told)])
+    return Table(["round", *names, "a client as a whole"], rows)
 
 
 def _benchmarks(summary: Summary) -> Table | None:
