@@ -61,3 +61,9 @@ class EvaluationError(FedSRDError):
     """A benchmark is unknown, cannot be read as it is, or cannot be run safely here."""
 
     exit_code = 2
+
+
+class RulesError(FedSRDError):
+    """A site's own rules forbid what is asked, or cannot be read. Nothing was trained or sent."""
+
+    exit_code = 2

@@ -22,15 +22,17 @@ ABANDONED = 24 * 3600.0
 """Seconds after which a file that is half written is nobody's any more, where no lock tells."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file's content as a whole: a temporary file beside it, flushed to the disk, then renamed.
+def write_atomically(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Replaces a file's content as a whole: a temporary file beside it, flushed to the disk, then renamed; `private`:
+    a new one is for nobody but its owner.
 
     The temporary file is new and has a name that nobody can guess, so it is no link of somebody else's. A link at
     `path` is replaced, and what it points to is left alone. A file that is there keeps its permissions.
     """
     scratch = path.with_name(f"{_BEGIN}{secrets.token_hex(16)}{_END}")
     try:
-        with scratch.open("xb") as stream:
+        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

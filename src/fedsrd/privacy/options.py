@@ -47,6 +47,27 @@ class ExamplePrivacy(_Options):
         return self
 
 
+class SitePrivacy(_Options):
+    """What a site's data may ever give away, by the site's own rules; no recipe has a say in it.
+
+    Attributes:
+        epsilon: of all training on this site's data together, in all runs.
+        delta: chance beyond epsilon; less than one over the number of examples.
+        rounds: of training under this budget, in all runs; None: as many as epsilon allows.
+        noise_multiplier: the least noise with which this site trains. A recipe with less trains here with this; without
+            it, a recipe that asks for no privacy of examples is refused.
+        clip: the clip of this site's training, instead of the recipe's; None: the recipe's, or 1.
+        tell_loss: whether the mean training loss may be told, where the recipe asks for it.
+    """
+
+    epsilon: Epsilon
+    delta: Delta
+    rounds: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    noise_multiplier: Noise | None = None
+    clip: Norm | None = None
+    tell_loss: bool = False
+
+
 class ClientPrivacy(_Options):
     """Differential privacy of clients (McMahan et al., arXiv 1710.06963): whole updates are clipped at the client, and
     noise is in their mean: the server's, or with secure aggregation a share of every client's.
