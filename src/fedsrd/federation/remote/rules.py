@@ -82,26 +82,32 @@ class Rules(_Section):
     tell: Tell = Tell()
 
     def check_run(self, federation: str) -> None:
-        """Raises RulesError where the run is none that is accepted."""
+        """Raises BrokenRuleError where the run is none that is accepted."""
         if self.runs is not None and federation not in self.runs:
             raise broken("runs", f"run {federation} is not among them")
 
-    def check_job(self, job: Job) -> None:
-        """Raises RulesError where method or model is none that is accepted."""
+    def check_job(self, job: Job, *, knows_model: bool) -> None:
+        """Raises BrokenRuleError where method or model is none that is accepted.
+
+        Args:
+            job: the server's.
+            knows_model: whether the job's recipe says all; else the client's own code chooses the model.
+        """
         method = job.method.get("name")
         if self.methods is not None and method not in self.methods:
             raise broken("methods", f"method {foreign(method, 64)} is not among them")
-        if self.models is not None:
-            model = _section(job, "model")
-            name, revision = model.get("id"), model.get("revision")
-            if name is None:
-                raise broken("models", "the task names no model, which the client's own code chooses")
-            if name not in self.models and f"{name}@{revision}" not in self.models:
-                at = "" if revision is None else f" at revision {foreign(revision, 64)}"
-                raise broken("models", f"model {foreign(name, 100)}{at} is not among them")
+        if self.models is None:
+            return
+        if not knows_model:
+            raise broken("models", "the client's own code chooses the model, and nobody can check it")
+        model = section(job, "model")
+        name, revision = model.get("id"), model.get("revision")
+        if name not in self.models and f"{name}@{revision}" not in self.models:
+            at = "" if revision is None else f" at revision {foreign(revision, 64)}"
+            raise broken("models", f"model {foreign(name, 100)}{at} is not among them")
 
     def check_table(self, table: TensorTable) -> None:
-        """Raises RulesError where the adapter is larger than allowed, or of layers that are not."""
+        """Raises BrokenRuleError where the adapter is larger than allowed, or of layers that are not."""
         modules = modules_of(table)
         if self.rank is not None and (other := [module for module in modules if module.rank > self.rank]):
             raise broken("rank", f"the adapter has rank {other[0].rank}")
@@ -113,12 +119,12 @@ class Rules(_Section):
             raise broken("parameters", f"the adapter has {table.elements}")
 
     def check_plain(self) -> None:
-        """Raises RulesError where an update may leave only masked, and this one would not be."""
+        """Raises BrokenRuleError where an update may leave only masked, and this one would not be."""
         if self.secure_aggregation:
             raise broken("secure_aggregation", "the task asks for an update without it")
 
     def check_size(self, payload: int) -> None:
-        """Raises RulesError where so many bytes may not leave at once."""
+        """Raises BrokenRuleError where so many bytes may not leave at once."""
         if self.update_bytes is not None and payload > self.update_bytes:
             raise broken("update_bytes", f"the update has {payload} bytes")
 
@@ -137,9 +143,13 @@ class SiteFile(_Section):
     data: Any = None
 
 
-def broken(rule: str, what: str) -> RulesError:
+class BrokenRuleError(RulesError):
+    """What is asked breaks a rule. The message names the rule, and may go to the server."""
+
+
+def broken(rule: str, what: str, table: str = "rules") -> BrokenRuleError:
     """A refusal by a rule's name."""
-    return RulesError(f"the site's rules do not allow this (rules.{rule}): {what}")
+    return BrokenRuleError(f"the site's rules do not allow this ({table}.{rule}): {what}")
 
 
 def load(path: Path) -> tuple[SiteFile, str]:
@@ -177,6 +187,7 @@ def parse(content: bytes, where: str) -> SiteFile:
     return found
 
 
-def _section(job: Job, name: str) -> dict[str, Any]:
+def section(job: Job, name: str) -> dict[str, Any]:
+    """A table of a job's recipe; empty where it has none."""
     found = (job.recipe or {}).get(name)
     return found if isinstance(found, dict) else {}

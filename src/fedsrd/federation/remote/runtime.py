@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.client import Client, Trainer
+from fedsrd.federation.remote.gate import Metrics
 from fedsrd.federation.remote.header import Job
 from fedsrd.federation.remote.replica import Replica
-from fedsrd.federation.remote.respond import Metrics
 from fedsrd.federation.remote.site import Site
 from fedsrd.federation.session import Assets, Session
 from fedsrd.federation.setup import method_of, shapes
