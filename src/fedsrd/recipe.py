@@ -21,7 +21,7 @@ from fedsrd.explain import explain, refuse_unknown, tables
 from fedsrd.privacy.options import PrivacySection
 from fedsrd.text import foreign
 from fedsrd.training.options import BaseOptions, TrainingOptions
-from fedsrd.wire.options import WireOptions
+from fedsrd.wire.options import SumOptions, WireOptions
 
 if TYPE_CHECKING:
     from fedsrd.methods import Method, MethodOptions
@@ -98,10 +98,17 @@ class DataSection(_Section):
 
 
 class WireSection(_Section):
-    """How payloads are coded, each direction on its own."""
+    """How payloads are coded, each direction on its own; with `sum`, updates are integers that are added up."""
 
     uplink: WireOptions = WireOptions()
     downlink: WireOptions = WireOptions()
+    sum: SumOptions | None = None
+
+    @model_validator(mode="after")
+    def _one_way_up(self) -> "WireSection":
+        if self.sum is not None and self.uplink != WireOptions():
+            raise ValueError("wire.sum and wire.uplink both say how updates travel; expected one of the two")
+        return self
 
 
 class ClientSection(_Section):
@@ -235,6 +242,13 @@ class Recipe(_Section):
                 f"participation.minimum = {self.participation.minimum}: there are {len(self.clients)} clients"
             )
         return self
+
+    @property
+    def summed(self) -> SumOptions | None:
+        """How updates are added up as integers; None where they are not."""
+        if self.privacy.secure_aggregation is None:
+            return self.wire.sum
+        return self.wire.sum or SumOptions()
 
     def resolved(self) -> dict[str, Any]:
         """Everything but the environment and the clients' keys, defaults filled in: what two runs must share to be the

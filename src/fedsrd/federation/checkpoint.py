@@ -34,6 +34,7 @@ class _Notes(BaseModel):
     federation: str
     recipe: str
     norms: dict[str, list[float]]
+    steps: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Checkpoint:
         recipe: digest of the run's recipe (`RunFolder.recipe_digest`).
         records: of all rounds so far, the content of rounds.jsonl.
         norms: of each client's last accepted updates.
+        steps: of the grid, where updates are added up as integers (`sums.Steps`).
     """
 
     state: GlobalState
@@ -63,6 +65,7 @@ class Checkpoint:
     recipe: str = ""
     records: str = ""
     norms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is a tensor, by the part that it belongs to and its name; and bytes, as uint8."""
@@ -90,6 +93,7 @@ class Checkpoint:
             federation=self.federation,
             recipe=self.recipe,
             norms={client: list(norms) for client, norms in self.norms.items()},
+            steps=dict(self.steps),
         ).model_dump_json()
 
     def to_bytes(self) -> bytes:
@@ -168,6 +172,7 @@ class Checkpoint:
             said.recipe,
             records,
             said.norms,
+            said.steps,
         )
 
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -12,15 +13,18 @@ from torch import Tensor
 from fedsrd import wire
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import GlobalState, Tensors, initial_tensors
-from fedsrd.errors import FederationError, PayloadError, PrivacyError
+from fedsrd.errors import FederationError, PayloadError, PrivacyError, SecureAggregationError
 from fedsrd.federation import snapshot, transition
 from fedsrd.federation.messages import Broadcast, Failure, Start, Sync, TrainTask, Update
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import ClientContext
 from fedsrd.privacy.accounting import Spent
+from fedsrd.privacy.packed import Words
 
 NOTHING = GlobalState({}, {}, -1)
 """The replica of a client that holds none."""
+Masking = Callable[[TrainTask, Words], None]
+"""Masks packed words in place. Raises SecureAggregationError."""
 Advance = Callable[[FederationConfig, GlobalState, bytes, int], GlobalState]
 """The state that a broadcast leads to, as `transition.advance` makes it."""
 
@@ -95,7 +99,7 @@ class Job:
     round: int
     plan: LocalPlan
     context: ClientContext
-    codec: transition.Codec
+    codec: transition.Coding
     seconds: float
 
 
@@ -108,6 +112,7 @@ class Client:
         trainer: its local training.
         rank: its own, where it has one.
         advance: who makes the next state; clients in one process may share it (`local.Shared`).
+        masking: masks an update for the session of secure aggregation that a task belongs to.
 
     Attributes:
         name: what the server calls it.
@@ -123,6 +128,7 @@ class Client:
         trainer: Trainer,
         rank: int | None = None,
         advance: Advance = transition.advance,
+        masking: Masking | None = None,
     ) -> None:
         self.name = name
         self.state = NOTHING
@@ -131,6 +137,7 @@ class Client:
         self.trainer = trainer
         self._rank = rank
         self._advanced = advance
+        self._masking = masking
 
     @property
     def version(self) -> int:
@@ -241,7 +248,7 @@ class Client:
                 f"this replica is version {self.version}, digest {self.digest[:12]}"
             )
         began = time.perf_counter()
-        context, codec = self._context(task.round)
+        context, codec = self._context(task.round, self._summing(task))
         plan = self._config.method.local_plan(self.state, context)
         return Job(task.round, plan, context, codec, time.perf_counter() - began)
 
@@ -264,7 +271,7 @@ class Client:
         sparsified = time.perf_counter()
         try:
             payload = job.codec.payload(update[0], wire.Kind.UPLINK, job.round, self.version)
-        except ValueError as error:
+        except (ValueError, SecureAggregationError) as error:
             return Failure(self.name, job.round, f"the update cannot be sent: {error}")
         phases = {
             "train": job.seconds + seconds,
@@ -276,10 +283,27 @@ class Client:
         # Trainers that promise nothing need not say so.
         spent: Spent | None = getattr(trained, "spent", None)
         promise = (None, None) if spent is None or not math.isfinite(spent.epsilon) else (spent.epsilon, spent.delta)
-        return Update(self.name, job.round, self.trainer.count, payload, trained.loss, phases, *promise)
+        # Where it weighs its own update, nobody need know by what.
+        hidden = self._config.sum is not None and self._config.sum.examples is not None
+        examples = None if hidden else self.trainer.count
+        return Update(self.name, job.round, examples, payload, trained.loss, phases, *promise)
 
-    def _context(self, round_number: int) -> tuple[ClientContext, transition.Codec]:
-        return transition.client_context(self._config, round_number, self.name, self._rank, self.memory.kept)
+    def _context(
+        self, round_number: int, summing: transition.Summing | None = None
+    ) -> tuple[ClientContext, transition.Coding]:
+        return transition.client_context(self._config, round_number, self.name, self._rank, self.memory.kept, summing)
+
+    def _summing(self, task: TrainTask) -> transition.Summing | None:
+        if (task.sum is None) != (self._config.sum is None):
+            raise PayloadError("a task and its federation do not agree on whether updates are added up as integers")
+        if task.sum is None:
+            return None
+        mask = None
+        if task.inbox:
+            if self._masking is None:
+                raise PayloadError("a task of secure aggregation, for which this client has no session")
+            mask = partial(self._masking, task)
+        return transition.Summing(task.sum, self.trainer.count, mask)
 
     def _advance(self, message: Broadcast) -> str:
         if message.round != self.version + 1:

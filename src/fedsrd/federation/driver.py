@@ -15,6 +15,7 @@ from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Observer
 from fedsrd.federation.setup import environment
+from fedsrd.federation.sums import Steps
 from fedsrd.recipe import Recipe
 from fedsrd.runs.card import card
 from fedsrd.runs.folder import RunFolder
@@ -75,6 +76,8 @@ class Driver:
         self.server.restore(checkpoint.state, checkpoint.server)
         self.server.ledger.restore(checkpoint.missed, checkpoint.known, checkpoint.counted)
         self.server.history.restore(checkpoint.norms)
+        if checkpoint.steps:
+            self.server.steps = Steps(dict(checkpoint.steps))
         self._write_adapter_config()
         self._write(checkpoint, records)
         self.observer.say(f"Continuing after round {checkpoint.state.version} of {self.recipe.rounds}")
@@ -161,6 +164,7 @@ class Driver:
             self._recipe_digest,
             rounds_text(records),
             server.history.contents(),
+            {} if server.steps is None else server.steps.words,
         )
         self._write(checkpoint, records)
 

@@ -19,6 +19,7 @@ from fedsrd.federation.resume import restore
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.session import Assets, Observer, Privacy, Session
 from fedsrd.federation.setup import Prepared, config_of, server_of
+from fedsrd.federation.sum_rounds import SumRounds
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.runs.records import RoundRecord, Summary
 
@@ -174,7 +175,8 @@ def _run(
     def measured(tensors: Tensors) -> dict[str, float]:
         return session.quality(server.version, tensors, server.state.base_delta)
 
-    rounds = Rounds(server, LocalEngine(clients, session), recipe.participation, recipe.seed, session.observer.warn)
+    kind = Rounds if config.sum is None else SumRounds
+    rounds = kind(server, LocalEngine(clients, session), recipe.participation, recipe.seed, session.observer.warn)
     driver = Driver(
         recipe,
         folder,

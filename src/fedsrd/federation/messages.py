@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
 
 from fedsrd.errors import PayloadError
+from fedsrd.federation.sums import Terms
 from fedsrd.text import foreign
 
 MOST_EXAMPLES = 10**9
@@ -195,13 +196,22 @@ class Sync:
 class TrainTask:
     """To a client: train this round from this version of the global state, whose digest must be this.
 
-    `sync` brings a replica that is behind to that version.
+    Attributes:
+        round: from 1.
+        version: of the state.
+        digest: of the state.
+        sync: brings a replica that is behind to that version.
+        sum: what the client must know of the round's sum, where updates are added up as integers.
+        inbox: of the session of secure aggregation that the update is masked for (`privacy.secure.Inbox`); empty where
+            it is not masked.
     """
 
     round: int
     version: int
     digest: str
     sync: Sync = Sync()
+    sum: Terms | None = None
+    inbox: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

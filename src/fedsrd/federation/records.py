@@ -74,7 +74,7 @@ def round_record(
         round=closed.broadcast.round,
         digest=closed.broadcast.digest,
         factor_down="".join(reversed(moved)),
-        bytes_up={update.client: len(update.payload) for update in closed.accepted},
+        bytes_up=done.bytes_up,
         bytes_down=done.bytes_down,
         density_up=density(closed.uplinks, table),
         density_up_by_layer=density(closed.uplinks, table, layer_of),

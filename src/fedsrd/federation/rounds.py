@@ -48,12 +48,14 @@ class Round:
     Attributes:
         closed: what the server made of it.
         bytes_down: what each client was sent, in bytes.
+        bytes_up: what each client has sent, in bytes.
         seconds: by phase; the clients' phases are summed.
         attempts: how many times clients were asked.
     """
 
     closed: Closed
     bytes_down: dict[str, int]
+    bytes_up: dict[str, int]
     seconds: dict[str, float]
     attempts: int
 
@@ -75,6 +77,7 @@ class Rounds:
     participation: ParticipationSection
     seed: int
     warn: Callable[[str], None]
+    _up: dict[str, int] = field(default_factory=dict)
     _down: dict[str, int] = field(default_factory=dict)
 
     def one_round(self) -> Round:
@@ -84,13 +87,11 @@ class Rounds:
             FederationError: too few usable updates in the last attempt too, or replicas differ. The state stays.
         """
         number = self.server.version + 1
-        self._down = {}
+        self._up, self._down = {}, {}
         answers: Answers = {}
         for attempt in range(1, self.participation.attempts + 1):
-            for answer in self.engine.ask(self.tasks(attempt, answers)):
-                answers[answer.client] = answer
             try:
-                closed = self.close(answers)
+                closed = self._attempt(attempt, answers)
                 break
             except TooFewError as error:
                 if attempt == self.participation.attempts:
@@ -112,7 +113,14 @@ class Rounds:
         for name, digest in found.items():
             self.server.note(Held(name, self.server.version, digest))
             self._count(name, len(closed.broadcast.payload))
-        return Round(closed, self._down, seconds, attempt)
+        up = {update.client: len(update.payload) + self._up.get(update.client, 0) for update in closed.accepted}
+        return Round(closed, self._down, up, seconds, attempt)
+
+    def _attempt(self, attempt: int, answers: Answers) -> Closed:
+        """Asks once more, and closes with what has come; `answers` is filled. Raises TooFewError where it cannot."""
+        for answer in self.engine.ask(self.tasks(attempt, answers)):
+            answers[answer.client] = answer
+        return self.close(answers)
 
     def tasks(self, attempt: int, answers: Mapping[str, Update | Failure]) -> dict[str, TrainTask]:
         """The next round's tasks, by client: a choice that follows from the seed, the round and the attempt alone.
@@ -128,7 +136,7 @@ class Rounds:
         purpose = (number,) if attempt == 1 else (number, attempt)
         rest = [name for name in names if name not in good]
         chosen = choose(rest, wanted - len(good), self.seed, *purpose)
-        tasks = {name: self.server.task(name) for name in chosen}
+        tasks = {name: self.server.task(name, len(chosen)) for name in chosen}
         for name, task in tasks.items():
             self._count(name, task.sync.size)
         return tasks

@@ -8,7 +8,7 @@ from typing import Literal
 from fedsrd import wire
 from fedsrd.core.tensors import Delta, GlobalState, Tensors
 from fedsrd.errors import FederationError, PayloadError
-from fedsrd.federation import screening, snapshot, transition
+from fedsrd.federation import screening, snapshot, sums, transition
 from fedsrd.federation.ledger import Ledger
 from fedsrd.federation.messages import Broadcast, Failure, Held, Snapshot, Start, Sync, TrainTask, Update
 from fedsrd.federation.screening import History, NormBound
@@ -16,6 +16,7 @@ from fedsrd.federation.spool import Spool
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import Contribution, MethodState
 from fedsrd.privacy import central
+from fedsrd.privacy.packed import Words
 
 Weighting = Literal["uniform", "examples"]
 Counts = Mapping[str, int]
@@ -79,6 +80,8 @@ class Server:
         max_share: largest share of one client in the aggregate, where clients count by their examples.
         noise: what the sum of the updates gets, each of them clipped; the norm bound is not asked then, because who is
             left out would depend on the others' data. None for none.
+        far: about how far a round's training moves an element at most, for the first steps where updates are added up
+            as integers.
 
     Attributes:
         state: the global state.
@@ -87,6 +90,7 @@ class Server:
         history: how large each client's last accepted updates were.
         roster: the clients that the recipe names, in its order.
         seeded: whether version 0 is the seed's start, which travels as the seed alone.
+        steps: of the grid, where updates are added up as integers; None where they are not.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Server:
         norm_bound: float | None = None,
         max_share: float = 0.5,
         noise: central.CentralNoise | None = None,
+        far: float = 1e-3,
     ) -> None:
         self.config = config
         self.state = config.start()
@@ -107,6 +112,8 @@ class Server:
         self.history = History()
         self.roster = list(ranks or {})
         self.seeded = True
+        self.steps = None if config.sum is None else sums.Steps.first(config.uplink_table, config.sum, far)
+        self._form: tuple[int, int, sums.Form] | None = None
         self._weighting = weighting
         self._ranks = dict(ranks or {})
         self._minimum = minimum
@@ -138,9 +145,16 @@ class Server:
         start = self.state if self.version == 0 and self.seeded else self.config.start()
         return Start(wire.encode_start(self.config.seed, self.config.state_table), start.digest)
 
-    def task(self, client: str) -> TrainTask:
-        """The next round's task for a client, with what it lacks."""
-        return TrainTask(self.version + 1, self.version, self.digest, self.sync(client))
+    def task(self, client: str, asked: int = 1) -> TrainTask:
+        """The next round's task for a client, with what it lacks; so many are asked."""
+        terms = None if self.steps is None else self.steps.terms(self.form(asked))
+        return TrainTask(self.version + 1, self.version, self.digest, self.sync(client), terms)
+
+    def form(self, asked: int) -> sums.Form:
+        """The next round's vector, where updates are added up as integers and so many clients are asked."""
+        if self._form is None or self._form[:2] != (self.version, asked):
+            self._form = self.version, asked, self.config.form(self.version + 1, asked)
+        return self._form[2]
 
     def sync(self, client: str) -> Sync:
         """What brings a client from the version that it is known to hold to the newest, in the fewest bytes."""
@@ -208,17 +222,64 @@ class Server:
             found, rejected = self._read(answers, spool, number)
             found = self._bounded(found, rejected, number)
             if len(found) < self._minimum:
-                raise self._too_few(found, rejected, number)
+                raise self._too_few(len(found), rejected, number)
             decoded = time.perf_counter()
             closed, found = self._close(found, rejected, number)
         self.state, self.memory = closed.state, closed.memory
         accepted = [one.update for one in found]
         self.history.append({one.update.client: one.norm for one in found})
         seconds = {"decode": decoded - began, **closed.seconds}
+        return self._done(number, closed, accepted, rejected, [one.counts for one in found], seconds)
+
+    def close_sum(
+        self, found: Sequence[Update], rejected: list[Failure], total: Words, form: sums.Form, seconds: float = 0.0
+    ) -> Closed:
+        """Closes a round with the sum of these clients' integers, and moves to the next version.
+
+        Args:
+            found: what they say of themselves; their payloads are not looked at.
+            rejected: who is left out, and why.
+            total: the sum, packed.
+            form: the round's vector.
+            seconds: that it took to come by the sum.
+
+        Raises:
+            FederationError: the sum is none of integers that so many clients send, or leads to no finite state. The
+                state stays as it was.
+        """
+        assert self.steps is not None
+        number, began = self.version + 1, time.perf_counter()
+        delta, wanted = sums.opened(total, form, self.steps, len(found))
+        decoded = time.perf_counter()
+        clients = max(len(self.roster), len(self.ledger.known), len(found))
+        closed = transition.close_sum(self.config, self.state, delta, len(found), self.memory, clients)
+        self.steps = self.steps.following(form, wanted, len(found))
+        self.state, self.memory = closed.state, closed.memory
+        times = {"decode": seconds + decoded - began, **closed.seconds}
+        return self._done(number, closed, list(found), rejected, [form.counts] * len(found), times)
+
+    def _done(
+        self,
+        number: int,
+        closed: transition.Closed,
+        accepted: list[Update],
+        rejected: list[Failure],
+        uplinks: list[Counts],
+        seconds: dict[str, float],
+    ) -> Closed:
         broadcast = Broadcast(number, number, closed.payload, self.digest, len(accepted))
         self.ledger.append(broadcast, [update.client for update in accepted])
         sent = {name: sparse.count for name, sparse in closed.sent.items()}
-        return Closed(broadcast, accepted, rejected, [one.counts for one in found], sent, seconds)
+        return Closed(broadcast, accepted, rejected, uplinks, sent, seconds)
+
+    def too_few(self, found: int, rejected: Sequence[Failure]) -> TooFewError:
+        """What to raise where the next round cannot close with so many updates."""
+        return self._too_few(found, rejected, self.version + 1)
+
+    @property
+    def minimum(self) -> int:
+        """Fewest usable updates that a round needs."""
+        return self._minimum
 
     def _read(
         self, answers: Sequence[Update | Failure], spool: Spool, number: int
@@ -286,7 +347,7 @@ class Server:
         rejected += [Failure(found[place].update.client, number, reason) for place, reason in out.items()]
         left = [found[place] for place in kept]
         if closed is None or len(left) < self._minimum:
-            raise self._too_few(left, rejected, number)
+            raise self._too_few(len(left), rejected, number)
         return closed, left
 
     def _noised(self, contributions: Sequence[Contribution], number: int) -> Delta:
@@ -298,9 +359,9 @@ class Server:
         except ValueError as error:
             raise FederationError(f"round {number}: {error}; state kept") from None
 
-    def _too_few(self, found: Sequence[_Candidate], rejected: Sequence[Failure], number: int) -> TooFewError:
+    def _too_few(self, found: int, rejected: Sequence[Failure], number: int) -> TooFewError:
         reasons = "; ".join(f"{failure.client}: {failure.reason}" for failure in rejected) or "nobody answered"
-        few = f"{len(found)} of at least {self._minimum} clients" if found else "no client"
+        few = f"{found} of at least {self._minimum} clients" if found else "no client"
         return TooFewError(f"round {number}: {few} sent a usable update ({reasons})", rejected)
 
     def _weights(self, found: Sequence[_Candidate]) -> list[float]:

@@ -131,7 +131,8 @@ def config_of(recipe: Recipe, table: TensorTable) -> FederationConfig:
     optimizer = optimizer_of(method, recipe.server_optimizer)
     asked = recipe.privacy.clients
     clip = None if asked is None else asked.clip
-    return FederationConfig(method, table, recipe.seed, recipe.wire.uplink, recipe.wire.downlink, optimizer, clip)
+    wire = recipe.wire
+    return FederationConfig(method, table, recipe.seed, wire.uplink, wire.downlink, optimizer, clip, recipe.summed)
 
 
 def server_of(recipe: Recipe, config: FederationConfig, secret: Callable[[], bytes] | None = None) -> Server:
@@ -154,6 +155,7 @@ def server_of(recipe: Recipe, config: FederationConfig, secret: Callable[[], byt
         norm_bound=asked.norm_bound or None,
         max_share=asked.max_share,
         noise=noise,
+        far=recipe.training.learning_rate * recipe.training.steps,
     )
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import torch
 
@@ -16,6 +17,7 @@ from fedsrd import rng, wire
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, TensorTable, aligned, initial_tensors
 from fedsrd.errors import FederationError, PayloadError
+from fedsrd.federation import sums
 from fedsrd.methods import (
     ClientContext,
     Contribution,
@@ -26,7 +28,8 @@ from fedsrd.methods import (
     ServerOptimizer,
     capabilities,
 )
-from fedsrd.privacy import central
+from fedsrd.privacy import central, packed
+from fedsrd.privacy.packed import Words
 
 UNABLE = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 """What a method raises where updates that are finite lead to nothing that is."""
@@ -45,6 +48,7 @@ class FederationConfig:
         downlink: how broadcasts are written.
         optimizer: the server's; None: the method's own, or none.
         clip: L2 norm to which an update is scaled down at the client; None: as it is.
+        sum: how updates are added up as integers; None: they are not.
 
     Raises:
         RecipeError: the table has tensors that are no LoRA factors, and the method needs pairs of them.
@@ -57,8 +61,11 @@ class FederationConfig:
     downlink: wire.WireOptions = field(default_factory=wire.WireOptions)
     optimizer: ServerOptimizer | None = None
     clip: float | None = None
+    sum: wire.SumOptions | None = None
 
     def __post_init__(self) -> None:
+        if self.sum is not None:
+            capabilities.check(self.method, capabilities.MASKED_SUM)
         if any(spec.role == "plain" for spec in self.table.specs):
             capabilities.check(self.method, capabilities.PLAIN_TENSORS)
 
@@ -72,6 +79,12 @@ class FederationConfig:
         """The tensors of an update."""
         return self.method.uplink_table(self.state_table)
 
+    def form(self, round_number: int, clients: int) -> sums.Form:
+        """The vector of a round in which so many clients are asked, where updates are added up as integers."""
+        assert self.sum is not None
+        context = RoundContext(round_number, self.seed)
+        return sums.Form.of(self.method, self.uplink_table, self.sum, context, clients)
+
     def downlink_table(self, clients: int) -> TensorTable:
         """The tensors of a broadcast that aggregates so many updates."""
         return self.method.downlink_table(self.state_table, clients)
@@ -79,6 +92,19 @@ class FederationConfig:
     def start(self) -> GlobalState:
         """Version 0 as the seed says it."""
         return GlobalState(initial_tensors(self.state_table, self.seed))
+
+
+class Coding(Protocol):
+    """What makes bytes of an update, and knows what will arrive."""
+
+    def received(self, delta: Delta) -> Delta:
+        """What the receiver will decode. Raises ValueError where it cannot be sent."""
+
+    def size(self, delta: Delta) -> int:
+        """Bytes of its payload. Raises ValueError likewise."""
+
+    def payload(self, delta: Delta, kind: wire.Kind, round_number: int, version: int) -> bytes:
+        """The bytes. Raises ValueError likewise."""
 
 
 class Codec:
@@ -144,13 +170,56 @@ class Closed:
     seconds: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Summing:
+    """What a client needs for an update that is added up as integers.
+
+    Attributes:
+        terms: of the round's sum.
+        examples: the client's number of them.
+        mask: adds masks to packed words, in place; None: they travel as they are.
+    """
+
+    terms: sums.Terms
+    examples: int
+    mask: Callable[[Words], None] | None = None
+
+
 def client_context(
-    config: FederationConfig, round_number: int, client: str, rank: int | None, memory: MethodState
-) -> tuple[ClientContext, Codec]:
-    """Where a client stands in a round, and the codec of its update. Every client rounds on a stream of its own."""
+    config: FederationConfig,
+    round_number: int,
+    client: str,
+    rank: int | None,
+    memory: MethodState,
+    summing: Summing | None = None,
+) -> tuple[ClientContext, Coding]:
+    """Where a client stands in a round, and the codec of its update. Every client rounds on a stream of its own.
+
+    Raises:
+        PayloadError: updates are added up as integers, and what the server says of the sum does not fit.
+    """
     seed = rng.integer(config.seed, "rounding", round_number, client)
-    codec = Codec(config.uplink_table, config.uplink, seed, config.clip)
+    codec: Coding
+    if config.sum is None or summing is None:
+        codec = Codec(config.uplink_table, config.uplink, seed, config.clip)
+    else:
+        form = _form(config, round_number, summing.terms)
+        codec = sums.SumCodec(form, summing.terms, seed, summing.examples, summing.mask)
     return ClientContext(round_number, config.seed, client, rank, laid(memory), codec.received, codec.size), codec
+
+
+def _form(config: FederationConfig, round_number: int, terms: sums.Terms) -> sums.Form:
+    try:
+        form = config.form(round_number, terms.clients)
+        packed.bits_for(terms.clients, form.options.levels)
+    except ValueError as error:
+        raise PayloadError(f"the round's sum: {error}") from None
+    if len(terms.steps) != len(form.elements) or not all(0 < word < 0x7F80 for word in terms.steps):
+        raise PayloadError(
+            f"the round's sum: {len(terms.steps)} steps; expected one for each of {len(form.elements)} tensors, as "
+            "bfloat16 words of positive numbers"
+        )
+    return form
 
 
 def update(

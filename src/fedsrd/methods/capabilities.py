@@ -21,6 +21,7 @@ class Need(Enum):
     LORA = "works on pairs of LoRA factors"
     SINGLE_UPDATES = "needs every client's own update, not their sum"
     NO_STEP = "makes no step that a server optimizer could change"
+    OWN_ELEMENTS = "lets each client choose which elements it sends"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ LOWER_RANKS = Host("a client of a lower rank", frozenset({Need.EQUAL_RANKS}))
 PLAIN_TENSORS = Host("a trainable without LoRA factors", frozenset({Need.LORA}))
 SERVER_OPTIMIZER = Host("a [server_optimizer]", frozenset({Need.NO_STEP}))
 SUM_ONLY = Host("a server that sees only the sum", frozenset({Need.SINGLE_UPDATES}))
+MASKED_SUM = Host(
+    "a sum of masked integers",
+    frozenset({Need.SINGLE_UPDATES, Need.OWN_ELEMENTS, Need.PERSONAL, Need.REFERENCE, Need.POOLED, Need.BASE_CHANGE}),
+    'set method.sparsifier = "cyclic" or "dense" (and for fedsrd-e decompose_at = "client")',
+)
 PLANNER = Host("fedsrd plan", frozenset({Need.REFERENCE}))
 
 
@@ -70,6 +76,7 @@ def needs(method: Method) -> frozenset[Need]:
         Need.LORA: method.needs_lora,
         Need.SINGLE_UPDATES: not method.linear,
         Need.NO_STEP: not method.makes_steps,
+        Need.OWN_ELEMENTS: not method.same_elements,
     }
     return frozenset(need for need, wanted in asked.items() if wanted)
 

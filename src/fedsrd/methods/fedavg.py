@@ -8,17 +8,17 @@ paper plugs sparsifiers: then the broadcast holds what anybody sent. In few bits
 """
 
 from abc import ABC
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import model_validator
 
 from fedsrd.core.local_plan import LocalPlan
-from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, difference
+from fedsrd.core.tensors import Delta, Draw, GlobalState, SparseTensor, Tensors, TensorTable, difference
 from fedsrd.methods.feedback import ServerFeedback, WithFeedback, compensated_broadcast, same_elements
-from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, ServerContext, mean
+from fedsrd.methods.method import ClientContext, Contribution, Method, MethodState, RoundContext, ServerContext, mean
 from fedsrd.methods.registry import register
-from fedsrd.methods.sparsifier import Sparsifier, SparsifierOptions, sparse
+from fedsrd.methods.sparsifier import COMMON, Sparsifier, SparsifierOptions, common, sparse
 
 
 class FedAvgOptions(SparsifierOptions):
@@ -74,6 +74,20 @@ class FedAvg(WithFeedback, Averaging):
     def linear(self) -> bool:
         """Unless with EF21: what is known of a client that sits out depends on who does."""
         return self.options.feedback != "ef21"
+
+    @property
+    def same_elements(self) -> bool:
+        """With a sparsifier that chooses nothing."""
+        return self.options.sparsifier in COMMON
+
+    def trains(self, name: str) -> bool:
+        """Whether clients train this tensor: all."""
+        return True
+
+    def elements(self, table: TensorTable, context: RoundContext) -> Mapping[str, Draw | None]:
+        """All, or this round's part, of what trains."""
+        names = (spec.name for spec in table.specs if self.trains(spec.name))
+        return {name: common(self.options, name, context) for name in names}
 
     def client_update(self, plan: LocalPlan, after: Tensors, context: ClientContext) -> tuple[Delta, MethodState]:
         """The changes of the tensors that train, whole or sparse, float32."""

@@ -14,8 +14,9 @@ never drift; the L1 rescale of the authors' program is the default, with a cap; 
 Every part can be switched on its own (`FedSRDOptions`), so that the paper's ablations are recipes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -25,11 +26,11 @@ from fedsrd.core import decompose, lora, sparsify
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.lora import tensor_name
 from fedsrd.core.reconstruct import Mean, best_pair
-from fedsrd.core.tensors import Delta, Draw, GlobalState, SparseTensor, Tensors, dense_delta
+from fedsrd.core.tensors import Delta, Draw, GlobalState, SparseTensor, Tensors, TensorTable, dense_delta
 from fedsrd.methods.feedback import ServerFeedback, WithFeedback, compensated_broadcast
-from fedsrd.methods.method import ClientContext, Contribution, MethodState, ServerContext, mean
+from fedsrd.methods.method import ClientContext, Contribution, MethodState, RoundContext, ServerContext, mean
 from fedsrd.methods.registry import register
-from fedsrd.methods.sparsifier import Fraction, SparsifierOptions, sparse, sparse_update
+from fedsrd.methods.sparsifier import COMMON, Fraction, SparsifierOptions, common, sparse, sparse_update
 
 
 class FedSRDOptions(SparsifierOptions):
@@ -93,6 +94,19 @@ class FedSRD(WithFeedback):
         return (options.decompose_at == "client" or options.server == "average") and options.feedback != "ef21"
 
     @property
+    def same_elements(self) -> bool:
+        """Where it is linear, with a sparsifier that chooses nothing."""
+        return self.linear and self.options.sparsifier in COMMON
+
+    def elements(self, table: TensorTable, context: RoundContext) -> Mapping[str, Draw | None]:
+        """All, or this round's part, of both factors, or of the one whose turn it is."""
+        names = [spec.name for spec in table.specs]
+        if self.options.server == "average":
+            return {name: common(self.options, name, context) for name in names}
+        factor = decompose.factor_of_round(context.round)
+        return {name: common(self.options, name, _turn(context)) for name in names if lora.split(name)[1] == factor}
+
+    @property
     def makes_steps(self) -> bool:
         """Unless the broadcast turns the factors into those of an SVD."""
         return self.options.server != "svd"
@@ -104,7 +118,7 @@ class FedSRD(WithFeedback):
             return sparse_update(before, after, self.options, context)
         own = Contribution(context.client, dense_delta(after, before), 1.0)
         # The other factor stays, so importance weighs with that of the global state.
-        return sparse(self._moved(before, [own], context.round), before, before, self.options, context)
+        return sparse(self._moved(before, [own], context.round), before, before, self.options, _turn(context))
 
     def aggregate(
         self, state: GlobalState, contributions: Sequence[Contribution], context: ServerContext
@@ -165,6 +179,14 @@ class FedSRD(WithFeedback):
         scores = sparsify.importance(name, moved, tensors, tensors)
         pruned = sparsify.prune(moved, scores, options.download_sparsity)
         return sparsify.rescale(pruned, moved, options.rescale, options.rescale_cap)
+
+
+_Context = TypeVar("_Context", bound=RoundContext)
+
+
+def _turn(context: _Context) -> _Context:
+    """The context with rounds counted by factor: else a cycle of even length would never come to half of each."""
+    return replace(context, round=(context.round + 1) // 2)
 
 
 class FedSRDeOptions(FedSRDOptions):

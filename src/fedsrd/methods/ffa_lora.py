@@ -23,7 +23,11 @@ class FFALoRA(FedAvg):
     summary = "A frozen at a common start, B averaged"
     needs_lora = True
 
+    def trains(self, name: str) -> bool:
+        """B, not A."""
+        return lora.split(name)[1] != "A"
+
     def local_plan(self, state: GlobalState, context: ClientContext) -> LocalPlan:
         """B trains, A does not."""
         plan = super().local_plan(state, context)
-        return replace(plan, trained=tuple(name for name in plan.trained if lora.split(name)[1] != "A"))
+        return replace(plan, trained=tuple(filter(self.trains, plan.trained)))

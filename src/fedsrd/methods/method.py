@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.server_optimizer import ServerOptimizer, ServerOptimizerOptions
-from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, TensorTable, add, average
+from fedsrd.core.tensors import Delta, Draw, GlobalState, SparseTensor, Tensors, TensorTable, add, average
 
 MethodState = Mapping[str, Tensor]
 """What one side keeps between rounds, by names of the method's choice. A method gets the last one and returns the next;
@@ -154,6 +154,11 @@ class Method(ABC):
         return False
 
     @property
+    def same_elements(self) -> bool:
+        """Whether all clients send the same elements in a round, which everybody can tell (`elements`)."""
+        return False
+
+    @property
     def makes_steps(self) -> bool:
         """Whether the broadcast is a step that a server optimizer may change."""
         return True
@@ -171,6 +176,15 @@ class Method(ABC):
     def downlink_table(self, table: TensorTable, clients: int) -> TensorTable:
         """The tensors of a broadcast that aggregates `clients` updates; those of the state for most methods."""
         return table
+
+    def elements(self, table: TensorTable, context: RoundContext) -> Mapping[str, Draw | None]:
+        """What every client sends in a round, where that is the `same_elements`: by tensor a draw, or None for all.
+
+        Args:
+            table: that of updates.
+            context: the round and the run's seed.
+        """
+        raise NotImplementedError(f"{self.name}: each client chooses its own elements")
 
     def local_plan(self, state: GlobalState, context: ClientContext) -> LocalPlan:
         """What the client trains, from where, and how: everything from the global state, unless a method says

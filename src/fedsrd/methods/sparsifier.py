@@ -15,11 +15,13 @@ from fedsrd import rng
 from fedsrd.core import feedback, lora, sparsify
 from fedsrd.core.feedback import Feedback
 from fedsrd.core.tensors import Delta, Draw, SparseTensor, Tensors, difference
-from fedsrd.methods.method import ClientContext, MethodOptions, MethodState, Size
+from fedsrd.methods.method import ClientContext, MethodOptions, MethodState, RoundContext, Size
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Period = Annotated[int, Field(ge=1, le=1000)]
 Sparsifier = Literal["dense", "importance", "magnitude", "random", "cyclic"]
+COMMON = frozenset[Sparsifier](("dense", "cyclic"))
+"""Those that take the same elements at all clients."""
 
 
 class SparsifierOptions(MethodOptions):
@@ -123,6 +125,14 @@ def cyclic(round_number: int, period: int, seed: int) -> Draw:
     return Draw(rng.integer(seed, "cycle"), end - first, first)
 
 
+def common(options: SparsifierOptions, name: str, context: RoundContext) -> Draw | None:
+    """The elements of a tensor that all clients send in a round, for sparsifiers that are COMMON; None for all."""
+    period = options.period_a if options.period_a and lora.split(name)[1] == "A" else options.period
+    if options.sparsifier == "dense" or period == 1:
+        return None
+    return cyclic(context.round, period, context.seed)
+
+
 def within(
     changes: Tensors, before: Tensors, after: Tensors, options: SparsifierOptions, size: Size, wanted: float
 ) -> Delta:
@@ -153,13 +163,9 @@ def _scores(name: str, delta: Tensor, before: Tensors, after: Tensors, options: 
 def _chosen(
     name: str, delta: Tensor, before: Tensors, after: Tensors, options: SparsifierOptions, context: ClientContext
 ) -> SparseTensor:
-    if options.sparsifier == "dense":
-        return SparseTensor.from_dense(delta)
-    if options.sparsifier == "cyclic":
-        period = options.period_a if options.period_a and lora.split(name)[1] == "A" else options.period
-        if period == 1:
-            return SparseTensor.from_dense(delta)
-        return SparseTensor.from_draw(delta, name, cyclic(context.round, period, context.seed))
+    if options.sparsifier in COMMON:
+        draw = common(options, name, context)
+        return SparseTensor.from_dense(delta) if draw is None else SparseTensor.from_draw(delta, name, draw)
     scores = _scores(name, delta, before, after, options)
     ratio = min(options.alpha, options.upper)
     if options.ratio == "adaptive":

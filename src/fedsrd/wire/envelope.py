@@ -26,6 +26,7 @@ class Kind(IntEnum):
     UPLINK = 1
     DOWNLINK = 2
     SNAPSHOT = 3
+    SUM = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,3 +42,27 @@ class WireOptions(BaseModel):
                 "take an integer type (int8, int4, int3, int2 or ternary) or leave threshold out"
             )
         return self
+
+
+class SumOptions(BaseModel):
+    """How updates travel where the server adds them up as integers; the keys of a recipe's [wire.sum].
+
+    All clients have one step a tensor, which the server tells with a round's task, and send whole multiples of it, from
+    -levels to levels. What rounding and clipping take away is fed back where the method has error feedback.
+
+    Attributes:
+        levels: largest multiple; 1 is ternary, 7 takes four bits, 127 eight, before the room that a sum needs.
+        range: what the largest level stands for, in mean magnitudes of the clients' updates; what is longer is clipped.
+        threshold: values below this times their tensor's mean magnitude, and below 0.95 of its largest, become zero,
+            and others are rounded to the nearest level from one on; then the step, not the range, follows the updates.
+            For few levels and methods with feedback. None rounds at random, so that the expectation is the value.
+        examples: with weighting = "examples", as how many a client counts at most; it then weighs its update itself by
+            its number of examples over this one, and tells nobody the number. None: every client alike.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    levels: Annotated[int, Field(ge=1, le=32767)] = 4095
+    range: Annotated[float, Field(ge=1.0, le=1e4)] = 16.0
+    threshold: Annotated[float, Field(gt=0.0, le=16.0)] | None = None
+    examples: Annotated[int, Field(ge=1, le=10**9)] | None = None

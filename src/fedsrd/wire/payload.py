@@ -186,8 +186,8 @@ def decode_delta(payload: bytes, table: TensorTable) -> tuple[Header, dict[str, 
 def decode(payload: bytes, table: TensorTable, *, tracing: bool = False) -> Decoded:
     """As `decode_delta`, with how every tensor travels and, when `tracing`, the size and entropy of each section."""
     header, reader = open_payload(payload, table, tracing=tracing)
-    if header.kind is Kind.START:
-        raise PayloadError("a start payload: expected an uplink or downlink")
+    if header.kind in (Kind.START, Kind.SUM):
+        raise PayloadError(f"a {header.kind.name.lower()} payload: expected an uplink or downlink")
     travels = _read_travels(reader, table)
     moving = [spec for spec in table.specs if travels[spec.name] is not Travels.NOT]
     # Then a snapshot has three bytes an element, and costs no more memory than a few times its own length.
