@@ -9,20 +9,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedsrd.core.tensors import GlobalState, Tensors
-from fedsrd.errors import DataError, FederationError
+from fedsrd.errors import DataError, FederationError, SecureAggregationError
 from fedsrd.federation import transition
 from fedsrd.federation.checkpoint import Checkpoint
 from fedsrd.federation.client import Client, ClientMemory
 from fedsrd.federation.driver import Driver
 from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask, Update
 from fedsrd.federation.resume import restore
-from fedsrd.federation.rounds import Rounds
+from fedsrd.federation.secure_client import InMemory, SecureClient
+from fedsrd.federation.secure_messages import Phase
 from fedsrd.federation.session import Assets, Observer, Privacy, Session
 from fedsrd.federation.setup import Prepared, config_of, server_of
-from fedsrd.federation.sum_rounds import SumRounds
+from fedsrd.federation.starting import rounds_of
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.runs.records import RoundRecord, Summary
 
+RUN = "run"
+"""What the sessions of secure aggregation call a run whose clients live here."""
 POOL = "all"
 """What the one client is called where all data lies in one place."""
 
@@ -52,8 +55,11 @@ class Shared:
 class LocalEngine:
     """Clients that are called, one after the other. A replica that cannot follow is a bug here, and raises."""
 
-    def __init__(self, clients: Sequence[Client], session: Session) -> None:
+    def __init__(
+        self, clients: Sequence[Client], session: Session, secure: Mapping[str, SecureClient] | None = None
+    ) -> None:
         self.clients = {client.name: client for client in clients}
+        self._secure = dict(secure or {})
         self._session = session
         self._told = False
 
@@ -99,6 +105,16 @@ class LocalEngine:
         seconds = (time.perf_counter() - began) / len(clients)
         for client, job, trained in zip(clients, jobs, found, strict=True):
             yield client.finish(job, trained, seconds)
+
+    def question(
+        self, round_number: int, phase: Phase, bodies: Mapping[str, bytes]
+    ) -> Iterator[tuple[str, bytes] | Failure]:
+        """Has each client answer a phase of secure aggregation."""
+        for name, body in bodies.items():
+            try:
+                yield name, self._secure[name].answer(RUN, round_number, phase, body)
+            except SecureAggregationError as error:
+                yield Failure(name, round_number, str(error))
 
     def reports(self) -> list[Held]:
         """Nothing: what these clients hold follows from what they were sent."""
@@ -158,9 +174,12 @@ def _run(
     ranks = {entry.name: entry.rank for entry in recipe.clients}
     server = server_of(recipe, config)
     shared = Shared()
+    trainers = session.trainers(POOL if method.pooled else None)
+    # They live and die with the server here, so that there is nothing to sign and nothing to keep.
+    secure = {name: SecureClient(name, InMemory()) for name in trainers} if recipe.privacy.secure_aggregation else {}
     clients = [
-        Client(name, config, trainer, ranks.get(name), shared.advance)
-        for name, trainer in session.trainers(POOL if method.pooled else None).items()
+        Client(name, config, trainer, ranks.get(name), shared.advance, secure[name].mask if secure else None)
+        for name, trainer in trainers.items()
     ]
     names = [client.name for client in clients]
 
@@ -175,8 +194,7 @@ def _run(
     def measured(tensors: Tensors) -> dict[str, float]:
         return session.quality(server.version, tensors, server.state.base_delta)
 
-    kind = Rounds if config.sum is None else SumRounds
-    rounds = kind(server, LocalEngine(clients, session), recipe.participation, recipe.seed, session.observer.warn)
+    rounds = rounds_of(recipe, server, LocalEngine(clients, session, secure), session.observer.warn, federation=RUN)
     driver = Driver(
         recipe,
         folder,

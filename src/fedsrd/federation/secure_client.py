@@ -1,0 +1,189 @@
+"""A client's sessions of secure aggregation: what it answers, what it refuses, and what it must not forget."""
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+from fedsrd.errors import RunFolderError, SecureAggregationError
+from fedsrd.federation.messages import TrainTask
+from fedsrd.federation.secure_messages import Opening, Phase, Roster, Sign, Survivors, Verify
+from fedsrd.files import refuse_link, write_atomically
+from fedsrd.privacy.packed import Words
+from fedsrd.privacy.secure import Client, Inbox
+from fedsrd.privacy.secure.session import Session
+
+
+class Store(Protocol):
+    """Where a session is kept between two messages."""
+
+    def load(self) -> bytes | None:
+        """What was saved last."""
+
+    def save(self, content: bytes) -> None:
+        """Replaces it, before anything that follows from it is sent."""
+
+
+class InMemory:
+    """A store that ends with the process."""
+
+    def __init__(self) -> None:
+        self._content: bytes | None = None
+
+    def load(self) -> bytes | None:
+        """What was saved last."""
+        return self._content
+
+    def save(self, content: bytes) -> None:
+        """Replaces it."""
+        self._content = content
+
+
+class OnDisk:
+    """A store in one file for nobody but its owner.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> bytes | None:
+        """What was saved last.
+
+        Raises:
+            SecureAggregationError: it cannot be read.
+        """
+        try:
+            refuse_link(self._path)
+            return self._path.read_bytes() if self._path.exists() else None
+        except (OSError, RunFolderError) as error:
+            raise SecureAggregationError(f"the session of secure aggregation cannot be read: {error}") from None
+
+    def save(self, content: bytes) -> None:
+        """Replaces it.
+
+        Raises:
+            SecureAggregationError: it cannot be written.
+        """
+        try:
+            write_atomically(self._path, content, private=True)
+        except OSError as error:
+            raise SecureAggregationError(f"the session of secure aggregation cannot be kept: {error}") from None
+
+
+class SecureClient:
+    """A client's side of all sessions of a run.
+
+    One session at a time; a new one takes the place of one in which nothing was revealed. Who has revealed in a round
+    takes part in no other session of it, nor of an earlier round: a server that feigns failure would learn the sums of
+    two sets of clients, and their difference.
+
+    Args:
+        name: the client's.
+        store: of its sessions.
+        sign: with the site's long-lived key; None where it has none.
+        verify: knows the other sites' public keys; None where it knows none: then the server is trusted to pass on the
+            clients' own keys.
+    """
+
+    def __init__(self, name: str, store: Store, sign: Sign | None = None, verify: Verify | None = None) -> None:
+        self._name = name
+        self._store = store
+        self._sign = sign
+        self._verify = verify
+
+    def answer(self, federation: str, round_number: int, phase: Phase, body: bytes) -> bytes:
+        """The answer to a phase's question, once what follows from it is kept.
+
+        Raises:
+            SecureAggregationError: the question breaks the protocol, or the rule above.
+        """
+        if phase == "keys":
+            return self._open(federation, round_number, Opening.read(body))
+        client = self._held(round_number)
+        answer: bytes
+        if phase == "shares":
+            answer = client.share(Roster.read(body).keys, self._verify).write()
+        elif phase == "confirm":
+            if self._sign is None:
+                raise SecureAggregationError("this client has no key to confirm with")
+            answer = client.confirm(Survivors.read(body).survivors, self._sign).write()
+        else:
+            asked = Survivors.read(body)
+            answer = client.reveal(asked.survivors, asked.confirmations, self._verify).write()
+        self._keep(client)
+        return answer
+
+    def mask(self, task: TrainTask, words: Words) -> None:
+        """Masks an update in place, once that it did is kept.
+
+        Raises:
+            SecureAggregationError: the inbox does not fit the session, or something was masked in it before.
+        """
+        client = self._held(task.round)
+        client.mask(Inbox.read(task.inbox), words)
+        self._keep(client)
+
+    def _open(self, federation: str, round_number: int, opening: Opening) -> bytes:
+        session = opening.session
+        if (session.federation, session.round) != (federation, round_number):
+            raise SecureAggregationError("the session is of another run or round than its message")
+        if self._verify is not None and not opening.signed:
+            raise SecureAggregationError(
+                "a session without signatures, though this site knows the others' keys: every client in the server's "
+                "recipe needs its key"
+            )
+        if opening.signed and self._sign is None:
+            raise SecureAggregationError(
+                "a session with signatures, and this site has no key; start it with --node-config 'key=\"FILE\"'"
+            )
+        before = self._load()
+        if before is not None and before.phase == "revealed" and _order(session) <= _order(before.session):
+            raise SecureAggregationError(
+                f"this client has revealed in round {before.session.round} already: the same round's session can only "
+                "be finished, not begun anew, or the server would learn the difference of two sums"
+            )
+        client, keys = Client.start(session, self._name, self._sign if opening.signed else None)
+        self._keep(client)
+        return keys.write()
+
+    def _held(self, round_number: int) -> Client:
+        client = self._load()
+        if client is None or client.session.round != round_number:
+            raise SecureAggregationError(f"no session of round {round_number} is open at this client")
+        return client
+
+    def _load(self) -> Client | None:
+        content = self._store.load()
+        return None if content is None else Client.from_bytes(content)
+
+    def _keep(self, client: Client) -> None:
+        self._store.save(client.to_bytes())
+
+
+def _order(session: Session) -> int:
+    return session.round
+
+
+def peers_of(tree: object) -> dict[str, str]:
+    """The [peers] table of a file: names and public keys.
+
+    Raises:
+        ValueError: there is none, or an entry is no public key.
+    """
+    from fedsrd.recipe import key_bytes
+
+    found = tree.get("peers") if isinstance(tree, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise ValueError('no [peers] table; expected lines like ward = "ed25519:..."')
+    for name, key in found.items():
+        try:
+            if not isinstance(key, str):
+                raise ValueError("expected text")
+            key_bytes(key)
+        except ValueError as error:
+            raise ValueError(f"peers.{json.dumps(name)[:80]}: {error}") from None
+    if len(set(found.values())) < len(found):
+        raise ValueError("[peers] has one key under two names; each site has its own")
+    return found

@@ -1,0 +1,51 @@
+"""What is said in the phases of secure aggregation beside the protocol's own messages, and who may say it."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedsrd.privacy.secure import Confirmation, Keys, Session
+from fedsrd.privacy.secure.session import Message, Names
+
+Phase = Literal["keys", "shares", "confirm", "reveal"]
+"""What a client is asked for; the masked update is the answer to a `TrainTask`."""
+
+
+class Opening(Message):
+    """To a client: take part in this session.
+
+    Attributes:
+        session: the public parameters.
+        signed: whether clients sign, and confirm one set of survivors before they reveal.
+    """
+
+    session: Session
+    signed: bool
+
+
+class Roster(Message):
+    """To a client: everybody's keys."""
+
+    keys: Annotated[tuple[Keys, ...], Field(max_length=1 << 16)]
+
+
+class Survivors(Message):
+    """To a client: whose masked updates the server has; in the end with the clients' confirmations of that."""
+
+    survivors: Names
+    confirmations: Annotated[tuple[Confirmation, ...], Field(max_length=1 << 16)] = ()
+
+
+Sign = Callable[[bytes], str]
+Verify = Callable[[str, str, bytes], bool]
+
+
+def verifier(keys: Mapping[str, str]) -> Verify:
+    """Whether (name, signature, statement) is signed by the holder of the name's public key. Unknown names are not."""
+    from fedsrd.federation.remote import identity
+
+    def is_signed(name: str, signature: str, said: bytes) -> bool:
+        return name in keys and identity.is_signed(keys[name], signature, said)
+
+    return is_signed
