@@ -3,8 +3,6 @@
 import pytest
 from test_run import run
 
-from fedsrd import recipe as recipes
-from fedsrd.errors import RecipeError
 from fedsrd.runs.records import read_rounds
 
 METHODS = {

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from pydantic import Field
 
 from fedsrd.errors import RunFolderError, SecureAggregationError
 from fedsrd.federation.messages import TrainTask
@@ -10,7 +12,7 @@ from fedsrd.federation.secure_messages import Opening, Phase, Roster, Sign, Surv
 from fedsrd.files import refuse_link, write_atomically
 from fedsrd.privacy.packed import Words
 from fedsrd.privacy.secure import Client, Inbox
-from fedsrd.privacy.secure.session import Session
+from fedsrd.privacy.secure.session import Message
 
 
 class Store(Protocol):
@@ -112,7 +114,7 @@ class SecureClient:
         else:
             asked = Survivors.read(body)
             answer = client.reveal(asked.survivors, asked.confirmations, self._verify).write()
-        self._keep(client)
+        self._save(client)
         return answer
 
     def mask(self, task: TrainTask, words: Words) -> None:
@@ -123,7 +125,7 @@ class SecureClient:
         """
         client = self._held(task.round)
         client.mask(Inbox.read(task.inbox), words)
-        self._keep(client)
+        self._save(client)
 
     def _open(self, federation: str, round_number: int, opening: Opening) -> bytes:
         session = opening.session
@@ -138,32 +140,51 @@ class SecureClient:
             raise SecureAggregationError(
                 "a session with signatures, and this site has no key; start it with --node-config 'key=\"FILE\"'"
             )
-        before = self._load()
-        if before is not None and before.phase == "revealed" and _order(session) <= _order(before.session):
+        revealed = self._revealed()
+        if session.round <= revealed:
             raise SecureAggregationError(
-                f"this client has revealed in round {before.session.round} already: the same round's session can only "
-                "be finished, not begun anew, or the server would learn the difference of two sums"
+                f"this client has revealed in round {revealed} already: the same round's session can only be finished, "
+                "not begun anew, or the server would learn the difference of two sums"
             )
         client, keys = Client.start(session, self._name, self._sign if opening.signed else None)
-        self._keep(client)
+        self._save(client)
         return keys.write()
 
+    def close(self) -> None:
+        """After the last round: of the sessions, only which round was the last is kept, and no secret."""
+        if self._store.load() is not None:
+            self._keep(_Kept(revealed=self._revealed()))
+
     def _held(self, round_number: int) -> Client:
-        client = self._load()
+        content = self._read().client
+        client = None if not content else Client.from_bytes(content)
         if client is None or client.session.round != round_number:
             raise SecureAggregationError(f"no session of round {round_number} is open at this client")
         return client
 
-    def _load(self) -> Client | None:
+    def _revealed(self) -> int:
+        """The last round in which something was revealed; 0 for none."""
+        return self._read().revealed
+
+    def _read(self) -> "_Kept":
         content = self._store.load()
-        return None if content is None else Client.from_bytes(content)
+        return _Kept() if content is None else _Kept.read(content)
 
-    def _keep(self, client: Client) -> None:
-        self._store.save(client.to_bytes())
+    def _save(self, client: Client) -> None:
+        revealed = self._revealed()
+        if client.phase == "revealed":
+            revealed = max(revealed, client.session.round)
+        self._keep(_Kept(revealed=revealed, client=client.to_bytes()))
+
+    def _keep(self, kept: "_Kept") -> None:
+        self._store.save(kept.write())
 
 
-def _order(session: Session) -> int:
-    return session.round
+class _Kept(Message):
+    """What lies in the store: the last round in which something was revealed, and the open session."""
+
+    revealed: Annotated[int, Field(ge=0)] = 0
+    client: bytes = b""
 
 
 def peers_of(tree: object) -> dict[str, str]:

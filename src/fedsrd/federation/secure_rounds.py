@@ -135,6 +135,11 @@ class SecureRounds(SumRounds):
         self.journal.write(notes)
         return self._finished(notes, answers)
 
+    def finalize(self) -> dict[str, int]:
+        """As `Rounds.finalize`."""
+        self.journal.remove()
+        return super().finalize()
+
     def _masked(self, tasks: Mapping[str, TrainTask], answers: Answers) -> _Notes:
         """The first three phases; every client that ends in `answers` as a failure is left out."""
         number, form = self.server.version + 1, self.server.form(len(tasks))
@@ -268,7 +273,7 @@ class SecureRounds(SumRounds):
     def _lacking(self, error: TooFewLeftError, answers: Answers) -> FederationError:
         for name, why in error.reasons.items():
             answers.setdefault(name, Failure(name, self.server.version + 1, why))
-        return self.server.too_few(len(error.left), failures(answers))
+        return self.server.too_few(len(error.left), failures(answers), self.threshold)
 
 
 def _claims(update: Update) -> Claims:

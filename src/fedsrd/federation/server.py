@@ -272,9 +272,11 @@ class Server:
         sent = {name: sparse.count for name, sparse in closed.sent.items()}
         return Closed(broadcast, accepted, rejected, uplinks, sent, seconds)
 
-    def too_few(self, found: int, rejected: Sequence[Failure]) -> TooFewError:
-        """What to raise where the next round cannot close with so many updates."""
-        return self._too_few(found, rejected, self.version + 1)
+    def too_few(self, found: int, rejected: Sequence[Failure], needed: int | None = None) -> TooFewError:
+        """What to raise where the next round cannot close with so many updates; `needed` where that is not the
+        recipe's minimum.
+        """
+        return self._too_few(found, rejected, self.version + 1, needed)
 
     @property
     def minimum(self) -> int:
@@ -359,9 +361,9 @@ class Server:
         except ValueError as error:
             raise FederationError(f"round {number}: {error}; state kept") from None
 
-    def _too_few(self, found: int, rejected: Sequence[Failure], number: int) -> TooFewError:
+    def _too_few(self, found: int, rejected: Sequence[Failure], number: int, needed: int | None = None) -> TooFewError:
         reasons = "; ".join(f"{failure.client}: {failure.reason}" for failure in rejected) or "nobody answered"
-        few = f"{found} of at least {self._minimum} clients" if found else "no client"
+        few = f"{found} of at least {needed or self._minimum} clients" if found else "no client"
         return TooFewError(f"round {number}: {few} sent a usable update ({reasons})", rejected)
 
     def _weights(self, found: Sequence[_Candidate]) -> list[float]:

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedsrd.errors import PayloadError
 from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask, Update
 from fedsrd.federation.remote import header, identity
+from fedsrd.federation.secure_messages import Phase
 from fedsrd.federation.server import Server
 from fedsrd.flower.records import content_of, envelope_of, metrics_of
 from fedsrd.text import foreign
@@ -130,8 +131,47 @@ class FlowerEngine:
 
     def _content(self, name: str, task: TrainTask) -> RecordDict:
         about, payload = self._order(name, task.sync)
-        order = header.Train(**about, round=task.round, version=task.version, digest=task.digest)
-        return content_of(header.pack(order, payload))
+        terms = None if task.sum is None else header.SumTerms(clients=task.sum.clients, steps=list(task.sum.steps))
+        order = header.Train(
+            **about, round=task.round, version=task.version, digest=task.digest, sum=terms, inbox=len(task.inbox)
+        )
+        return content_of(header.pack(order, task.inbox + payload))
+
+    def question(
+        self, round_number: int, phase: Phase, bodies: Mapping[str, bytes]
+    ) -> Iterator[tuple[str, bytes] | Failure]:
+        """Asks clients for their part of a phase of secure aggregation; who has gone, or is silent, is a Failure."""
+
+        def contents() -> Iterator[tuple[int, RecordDict]]:
+            for name in there:
+                asked = header.Secure(federation=self._federation, name=name, round=round_number, phase=phase)
+                yield self._id(name), content_of(header.pack(asked, bodies[name]))
+
+        there = [name for name in bodies if any(node.name == name for node in self._nodes.values())]
+        for name in bodies.keys() - set(there):
+            yield Failure(name, round_number, f"has gone before its part of secure aggregation ({phase})")
+        names = {self._id(name): name for name in there}
+        began = time.monotonic()
+        for id, reply in self._exchange(contents(), self._deadline):
+            found = self._part(names[id], round_number, phase, reply)
+            if isinstance(found, Failure):
+                took = round(time.monotonic() - began, 3)
+                event = "silent" if reply is None else "failed"
+                self._watch.event(event, client=names[id], round=round_number, reason=found.reason, seconds=took)
+            yield found
+
+    def _part(self, name: str, round_number: int, phase: Phase, reply: Message | None) -> tuple[str, bytes] | Failure:
+        if reply is None:
+            return Failure(name, round_number, f"no answer within {self._deadline:g} s ({phase})")
+        if reply.has_error():
+            return Failure(name, round_number, reason_of(reply))
+        try:
+            said, answer = header.unpack(envelope_of(reply.content), header.SecureReply)
+        except PayloadError as error:
+            return Failure(name, round_number, str(error))
+        if (said.name, said.round, said.phase) != (name, round_number, phase):
+            return Failure(name, round_number, f"an answer of {said.name} to {said.phase} of round {said.round}")
+        return (name, answer) if said.failure is None else Failure(name, round_number, said.failure)
 
     def _order(self, name: str, sync: Sync) -> tuple[dict[str, Any], bytes]:
         """What every order to a client says."""

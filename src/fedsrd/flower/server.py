@@ -17,9 +17,9 @@ from fedsrd.federation.remote.header import Job
 from fedsrd.federation.remote.log import Log, resident_mib
 from fedsrd.federation.remote.site import is_simulation
 from fedsrd.federation.resume import restore
-from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.session import EMBEDDED, Assets, Session
 from fedsrd.federation.setup import Prepared, check, config_of, method_of, server_of
+from fedsrd.federation.starting import rounds_of
 from fedsrd.flower.engine import FlowerEngine, unbound_names
 from fedsrd.methods import Method, capabilities
 from fedsrd.privacy.ledger import kept_secret
@@ -138,7 +138,15 @@ def _serve(
         folder,
         prepared.table,
         prepared.lora,
-        Rounds(server, engine, asked, recipe.seed, watch.warn),
+        rounds_of(
+            recipe,
+            server,
+            engine,
+            watch.warn,
+            federation=federation,
+            keys=keys,
+            journal=folder.state.with_name("secure.json"),
+        ),
         watch,
         quality,
         federation=federation,
@@ -203,6 +211,7 @@ def _job(recipe: Recipe, name: str) -> Job:
         method=recipe.method,
         seed=recipe.seed,
         uplink=recipe.wire.uplink,
+        sum=recipe.summed,
         rank=None if entry is None else entry.rank,
         clip=None if recipe.privacy.clients is None else recipe.privacy.clients.clip,
         recipe=tables,

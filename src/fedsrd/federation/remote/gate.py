@@ -119,7 +119,7 @@ class Gate:
         """
         if answer.payload:
             # Handlers have asked before they kept anything; whatever comes to be sent later is asked here.
-            if isinstance(answer.header, header.TrainReply):
+            if isinstance(answer.header, header.TrainReply) and not answer.header.masked:
                 self.rules.check_plain()
             self.rules.check_size(len(answer.payload))
         said = self._cut(answer.header, ruled=answer.refused is not None)

@@ -8,7 +8,7 @@ server's, and everything where even the table is the server's word.
 from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import PayloadError
 from fedsrd.federation import snapshot
-from fedsrd.federation.client import Client, Trainer
+from fedsrd.federation.client import Client, Masking, Trainer
 from fedsrd.federation.messages import Broadcast, Start
 from fedsrd.federation.transition import FederationConfig
 
@@ -25,6 +25,7 @@ class GuardedClient(Client):
 
     Args:
         knows_model: whether the table comes from the client's own model, and not from the server.
+        masking: as in `Client`.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class GuardedClient(Client):
         rank: int | None = None,
         *,
         knows_model: bool = True,
+        masking: Masking | None = None,
     ) -> None:
-        super().__init__(name, config, trainer, rank)
+        super().__init__(name, config, trainer, rank, masking=masking)
         self._knows_model = knows_model
         self._own = _elements(config)
 

@@ -26,12 +26,13 @@ from fedsrd.federation.messages import (
     Start,
     Sync,
 )
+from fedsrd.federation.secure_messages import Phase
 from fedsrd.recipe import DataSection, Name, PublicKey
 from fedsrd.text import foreign
-from fedsrd.wire.options import WireOptions
+from fedsrd.wire.options import SumOptions, WireOptions
 
-PROTOCOL = 3
-"""1 and 2 bound no name to a key; they are refused."""
+PROTOCOL = 4
+"""1 and 2 bound no name to a key, 3 knew no sums; they are refused."""
 LIMIT = 4 << 20
 """Longest header that is read, in characters."""
 MOST_DIMENSIONS = 16
@@ -107,6 +108,7 @@ class Job(Header):
         method: the [method] table.
         seed: the run's.
         uplink: how updates are coded.
+        sum: how updates are added up as integers; None: they are not.
         rank: the client's own, if not the adapter's.
         clip: L2 norm to which an update is scaled down; None: as it is.
         recipe: the tables model, lora, training and privacy, and the rounds; None where the client's own code trains.
@@ -119,6 +121,7 @@ class Job(Header):
     method: dict[str, Any]
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
     uplink: WireOptions
+    sum: SumOptions | None = None
     rank: Annotated[int, Field(ge=1)] | None = None
     clip: Annotated[float, Field(gt=0, le=1e12)] | None = None
     recipe: dict[str, Any] | None = None
@@ -174,13 +177,43 @@ class Order(Header):
     sync: SyncHeader
 
 
+class SumTerms(Header):
+    """`sums.Terms`."""
+
+    clients: Annotated[int, Field(ge=1, le=1 << 16)]
+    steps: Annotated[list[Annotated[int, Field(ge=1, lt=0x7F80)]], Field(max_length=1 << 20)]
+
+
 class Train(Order):
-    """A `TrainTask`."""
+    """A `TrainTask`; the inbox's bytes come before the sync's."""
 
     kind: Literal["train"] = "train"
     round: Version
     version: Version
     digest: Digest
+    sum: SumTerms | None = None
+    inbox: Size = 0
+
+
+class Secure(Header):
+    """To a client: its part of a phase of secure aggregation; the question is the payload."""
+
+    kind: Literal["secure"] = "secure"
+    protocol: int = PROTOCOL
+    federation: Federation
+    name: Name
+    round: Version
+    phase: Phase
+
+
+class SecureReply(Header):
+    """From a client: its answer is the payload; or why there is none."""
+
+    kind: Literal["secure-reply"] = "secure-reply"
+    name: Name
+    round: Version
+    phase: Phase
+    failure: Said | None = None
 
 
 class TrainReply(Header):
@@ -197,6 +230,7 @@ class TrainReply(Header):
     seconds: Phases = Phases()
     epsilon: Epsilon = None
     delta: Delta = None
+    masked: bool = False
     failure: Said | None = None
     lost: bool = False
 

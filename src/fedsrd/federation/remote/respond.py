@@ -11,7 +11,7 @@ from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import FederationError, FedSRDError, PayloadError, RecipeError
 from fedsrd.federation.client import NOTHING, Client, Trained, Trainer
 from fedsrd.federation.messages import Failure, Phases, TrainTask, Update
-from fedsrd.federation.remote import header, identity
+from fedsrd.federation.remote import header, identity, masking
 from fedsrd.federation.remote.gate import Answer, Gate, Metrics, Reply, asked
 from fedsrd.federation.remote.guard import GuardedClient
 from fedsrd.federation.remote.header import Envelope, Job
@@ -20,9 +20,11 @@ from fedsrd.federation.remote.replica import Replica
 from fedsrd.federation.remote.rules import BrokenRuleError, broken
 from fedsrd.federation.remote.site import Site, site_of
 from fedsrd.federation.setup import method_of
+from fedsrd.federation.sums import Terms
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import Method
 from fedsrd.places import without_folders
+from fedsrd.privacy.packed import Words
 from fedsrd.text import foreign
 
 Order = TypeVar("Order", header.Train, header.Evaluate, header.Finalize)
@@ -84,6 +86,7 @@ def _answered(message: Envelope, settings: Mapping[str, Any], runtime: ClientRun
     handlers: dict[str, Handler] = {
         "hello": partial(_hello, node),
         "train": _train,
+        "secure": _secure,
         "evaluate": _evaluate,
         "finalize": _finalize,
     }
@@ -111,13 +114,25 @@ def _hello(node: int, message: Envelope, settings: Mapping[str, Any], runtime: C
     return Answer(header.HelloReply(name=site.name, held=held, digest=digest, key=key.public, signature=signature))
 
 
+def _secure(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime, gate: Gate) -> Answer:
+    asked, body = header.unpack(message, header.Secure)
+    gate.rules.check_run(asked.federation)
+    site = site_of(settings, asked=asked.name, strict=runtime.strict)
+    replica = Replica(site.state, asked.federation, site.name)
+    with replica.locked():
+        said, answer = masking.answered(asked, body, site, replica)
+    Log(replica.folder / "log.jsonl").write("secure", round=asked.round, phase=asked.phase, failure=said.failure)
+    return Answer(said, answer)
+
+
 def _train(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime, gate: Gate) -> Answer:
     order, payload, site, replica = _opened(message, settings, runtime, gate, header.Train)
     log = Log(replica.folder / "log.jsonl")
     refused = None
     with replica.locked():
         try:
-            gate.rules.check_plain()
+            if not order.inbox or order.job.sum is None:
+                gate.rules.check_plain()
             answer, held = _trained(order, payload, site, runtime, replica, gate, log)
         except BrokenRuleError as error:
             # Nothing was kept: what lies on the disk is what it was.
@@ -140,6 +155,7 @@ def _train(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntim
         seconds=Phases.model_validate(answer.seconds),
         epsilon=answer.epsilon,
         delta=answer.delta,
+        masked=order.inbox > 0,
     )
     return Answer(said, answer.payload)
 
@@ -155,7 +171,9 @@ def _trained(
 ) -> tuple[Update | Failure, int]:
     """What comes of a task, and the version that is held then. Raises BrokenRuleError with nothing kept."""
     client, damage = _client(order, site, runtime, replica, gate)
-    sync = header.sync_of_header(order.sync, payload)
+    if order.inbox > len(payload):
+        raise PayloadError(f"an inbox of {order.inbox} bytes in {len(payload)}")
+    sync = header.sync_of_header(order.sync, payload[order.inbox :])
     log.write("task", round=order.round, held=client.version, bytes=len(payload))
     if damage is not None:
         return Failure(site.name, order.round, damage, lost=True), client.version
@@ -163,7 +181,9 @@ def _trained(
         # An old message: what is held is newer, and stays.
         reason = f"a task of version {order.version} came late: version {client.version} is held"
         return Failure(site.name, order.round, reason), client.version
-    answer = client.answer(TrainTask(order.round, order.version, order.digest, sync), lambda *_: None)
+    terms = None if order.sum is None else Terms(order.sum.clients, tuple(order.sum.steps))
+    task = TrainTask(order.round, order.version, order.digest, sync, terms, payload[: order.inbox])
+    answer = client.answer(task, lambda *_: None)
     if isinstance(answer, Update):
         gate.rules.check_size(len(answer.payload))
     replica.save(client)
@@ -185,6 +205,7 @@ def _finalize(message: Envelope, settings: Mapping[str, Any], runtime: ClientRun
     with replica.locked():
         client, said = _follow(order, payload, site, replica, runtime, gate)
         if said.failure is None:
+            masking.secure_client(site, replica).close()
             runtime.finish(client, order.job, site, replica)
     return Answer(said)
 
@@ -235,8 +256,12 @@ def _client(
     method, table = _method(job), runtime.table(job)
     gate.rules.check_table(table)
     trainer = _OnDemand(lambda: runtime.trainer(job, site, replica), gate.charge(job, knows_model=runtime.knows_model))
-    config = FederationConfig(method, table, job.seed, job.uplink, clip=job.clip)
-    client = GuardedClient(site.name, config, trainer, job.rank, knows_model=runtime.knows_model)
+    config = FederationConfig(method, table, job.seed, job.uplink, clip=job.clip, sum=job.sum)
+
+    def mask(task: TrainTask, words: Words) -> None:
+        masking.secure_client(site, replica).mask(task, words)
+
+    client = GuardedClient(site.name, config, trainer, job.rank, knows_model=runtime.knows_model, masking=mask)
     damage = replica.load(client)
     if order.reset:
         client.restore(NOTHING)

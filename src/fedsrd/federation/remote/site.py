@@ -11,12 +11,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedsrd import toml
 from fedsrd.errors import DataError, PayloadError
+from fedsrd.federation.secure_client import peers_of
 from fedsrd.federation.session import EMBEDDED
 from fedsrd.privacy.options import SitePrivacy
 from fedsrd.recipe import DataSection, Name
 from fedsrd.text import foreign
 
-KEYS = ("client", "data", "state", "key", "rules", "import", "partition-id", "num-partitions")
+KEYS = ("client", "data", "state", "key", "peers", "rules", "import", "partition-id", "num-partitions")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Site:
         simulated: whether it lives in a simulation, where the recipe is the user's own.
         key: the file of its private key (`identity`), if it has one.
         privacy: what its data may ever give away, if it says so.
+        peers: the other sites' public keys by name, which they have agreed on; None: it knows none.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Site:
     simulated: bool
     key: Path | None = None
     privacy: SitePrivacy | None = None
+    peers: Mapping[str, str] | None = None
 
     def sections(self, recipes: Sequence[DataSection]) -> list[DataSection]:
         """Its data: its own setting, else the recipe's.
@@ -66,7 +69,8 @@ def site_of(
 
     Args:
         config: `client` (its name), `data` (a file or folder, or a TOML file with a [data] table, or several [[data]]),
-            `state` (`state_of`), `key` (the file of its private key), `rules` (read by `gate`),
+            `state` (`state_of`), `key` (the file of its private key), `rules` (read by `gate`), `peers` (a TOML file
+            with a [peers] table: the sites' public keys by name),
             `import` (a module with methods).
             A simulation gives `partition-id` instead.
         names: the recipe's clients, which `partition-id` counts; empty: there is no recipe.
@@ -102,7 +106,8 @@ def site_of(
         raise DataError('the SuperNode has no name: start it with --node-config \'client="NAME" data="PATH"\'')
     data = config.get("data")
     key = Path(os.path.expanduser(str(config["key"]))) if "key" in config else None
-    return Site(name, () if data is None else _sections(str(data)), state_of(config), simulated, key)
+    peers = _peers(str(config["peers"])) if "peers" in config else None
+    return Site(name, () if data is None else _sections(str(data)), state_of(config), simulated, key, peers=peers)
 
 
 def state_of(config: Mapping[str, Any]) -> Path:
@@ -116,6 +121,15 @@ def is_simulation() -> bool:
     """Whether this process belongs to Flower's simulation (a Ray worker)."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
+
+
+def _peers(source: str) -> dict[str, str]:
+    path = Path(os.path.expanduser(source))
+    try:
+        return peers_of(toml.load(path))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"the peers file {path}: {reason}; nothing is sent") from None
 
 
 def _sections(source: str) -> tuple[DataSection, ...]:
