@@ -173,7 +173,7 @@ class Deployment:
 
         found = {}
         for site in self.sites:
-            (federation,) = [path for path in (self.folder(site) / "state").iterdir() if path.is_dir()]
+            (federation,) = [path for path in (self.folder(site) / "state").iterdir() if len(path.name) == 16]
             held = Replica(federation.parent, federation.name, site).state()
             found[site] = (held.version, held.digest)
         return found

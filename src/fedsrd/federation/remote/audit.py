@@ -126,6 +126,11 @@ class Audit:
                 reason = getattr(error, "strerror", None) or error
                 raise FederationError(f"the audit log {file.name} cannot be read: {reason}") from None
 
+    def torn(self) -> int:
+        """Bytes of a last line that a crash has cut short."""
+        files = self.files()
+        return len(_tail(files[-1])[1]) if files else 0
+
     def files(self) -> list[Path]:
         """Its files, the oldest first."""
         return sorted(file for file in self.folder.glob(f"*{_SUFFIX}") if file.stem.isdigit())
