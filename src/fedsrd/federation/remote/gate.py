@@ -93,7 +93,7 @@ class Gate:
         self.rules.check_run(self._about.run)
         self.rules.check_job(job, knows_model=knows_model)
         if self.site.privacy is not None and not knows_model:
-            raise rules.broken("privacy", "the client's own code trains, and nobody can keep it", table="privacy")
+            raise rules.broken("epsilon", "the client's own code trains, and nobody can keep it", table="privacy")
 
     def charge(self, job: Job, *, knows_model: bool) -> Callable[[int], None]:
         """What counts a round before it is trained, given the number of examples (`counts.Counts.charge`)."""
