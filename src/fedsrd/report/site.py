@@ -118,7 +118,7 @@ def lines_table(entries: Sequence[Entry]) -> Table:
 
 
 def runs_table(runs: Mapping[str, Run]) -> Table:
-    """One row a run, and the whole: last message, messages, updates among them, rounds of these, bytes, epsilon told."""
+    """One row a run, and the whole: last message, messages, updates among them, their rounds, bytes, epsilon told."""
     columns = ("run", "last", "sent", "updates", "rounds", "bytes", "epsilon")
     table = _table(columns, right=columns[2:])
     for name, run in runs.items():
@@ -175,7 +175,8 @@ def _kind(line: Line) -> str:
 def _told(line: Line) -> str:
     if line.kind == "repaired":
         return "cut off what a crash had left of a line; that message was never sent"
-    parts = [f"{name} {_value(value)}" for name, value in line.told.items() if name not in (*_TOLD, "seconds")]
+    hidden = (*_TOLD, "seconds", *(() if line.payload else ("examples",)))
+    parts = [f"{name} {_value(value)}" for name, value in line.told.items() if name not in hidden]
     if isinstance(phases := line.told.get("seconds"), Mapping):
         parts.append(f"seconds {sum(one for one in phases.values() if isinstance(one, int | float)):.4g}")
     if line.asked:
@@ -197,7 +198,7 @@ def _clock(seconds: float) -> str:
 
 
 def _table(columns: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE, pad_edge=False)
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=0)
     for column in columns:
         fold = column == "told"
         justify: JustifyMethod = "right" if column in right else "left"
