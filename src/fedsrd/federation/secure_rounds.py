@@ -125,7 +125,8 @@ class SecureRounds(SumRounds):
         notes = self.journal.read()
         if notes is not None and notes.round == number:
             self.warn(f"round {number}: going on with the session of secure aggregation that was begun")
-            return self._finished(notes, answers)
+            self.names()
+            return self._finished(notes, answers, fresh=False)
         self.journal.remove()
         tasks = self.tasks(attempt, {})
         try:
@@ -133,7 +134,7 @@ class SecureRounds(SumRounds):
         except TooFewLeftError as error:
             raise self._lacking(error, answers) from None
         self.journal.write(notes)
-        return self._finished(notes, answers)
+        return self._finished(notes, answers, fresh=True)
 
     def finalize(self) -> dict[str, int]:
         """As `Rounds.finalize`."""
@@ -182,8 +183,9 @@ class SecureRounds(SumRounds):
             return update
         return Failure(answer.client, self.server.version + 1, server.refused[answer.client])
 
-    def _finished(self, notes: _Notes, answers: Answers) -> Closed:
-        """The last two phases, with those whose updates are in the sum.
+    def _finished(self, notes: _Notes, answers: Answers, *, fresh: bool) -> Closed:
+        """The last two phases, with those whose updates are in the sum. Where the session is not `fresh`, somebody may
+        have revealed before the server was killed.
 
         Raises:
             FederationError: too few reveal, after all attempts, or the sum is none of updates. Who has revealed takes
@@ -204,7 +206,7 @@ class SecureRounds(SumRounds):
                 break
             except TooFewLeftError as error:
                 missing = "; ".join(f"{failure.client}: {failure.reason}" for failure in failures(lost))
-                if attempt == self.participation.attempts and error.phase == "confirmations":
+                if attempt == self.participation.attempts and error.phase == "confirmations" and fresh:
                     # Nobody has revealed anything: another session may take this one's place.
                     self.journal.remove()
                     raise self._lacking(error, lost) from None

@@ -44,13 +44,13 @@ class Line(BaseModel):
         client: the site's name; "" where it has none.
         run: the run's id; "" where the message named none.
         round: of the task, where it has one.
-        kind: of the message: "hello-reply", "train-reply", "sync-reply", "error"; or "repaired", which is no message:
-            what a crash had left of a line was cut off.
+        kind: of the message: "hello-reply", "train-reply", "secure-reply", "sync-reply", "error"; or "repaired", which
+            is no message: what a crash had left of a line was cut off.
         bytes: that left: header, payload and metrics. Of "repaired": that were cut off.
         payload: of these, the payload's.
         sha256: of the bytes that left, in that order.
         told: what the message said of the site beside the payload.
-        asked: what was refused.
+        asked: what a task asked for, where the answer is a refusal or an error.
         rules: SHA-256 of the rules that were in force; "" for none.
         before: SHA-256 of the line before, without its line feed.
     """
@@ -70,6 +70,11 @@ class Line(BaseModel):
     asked: dict[str, Any] = {}
     rules: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     before: Hash
+
+    @property
+    def is_update(self) -> bool:
+        """Whether an update left with it."""
+        return self.kind == "train-reply" and self.payload > 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Audit:
             FederationError: it cannot be written, or the last line is no line of ours, so that nothing can follow it.
         """
         try:
-            own_folder(own_folder(self.folder.parent, private=True) / self.folder.name, private=True)
+            own_folder(self.folder, private=True)
             refuse_link(self.folder / ".lock")
             with FileLock(self.folder / ".lock", mode=0o600):
                 self._append(fields)
@@ -105,7 +110,7 @@ class Audit:
 
     def trained_by_rules(self) -> bool:
         """Whether an update has left under rules."""
-        return any(entry.line.rules and entry.line.payload for entry in self.entries())
+        return any(entry.line.rules and entry.line.is_update for entry in self.entries())
 
     def entries(self) -> Iterator[Entry]:
         """All lines, the first first. What a crash has left of the last line is passed over.
@@ -125,6 +130,11 @@ class Audit:
             except (OSError, RunFolderError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise FederationError(f"the audit log {file.name} cannot be read: {reason}") from None
+
+    def torn(self) -> int:
+        """Bytes of a last line that a crash has cut short."""
+        files = self.files()
+        return len(_tail(files[-1])[1]) if files else 0
 
     def files(self) -> list[Path]:
         """Its files, the oldest first."""

@@ -80,7 +80,7 @@ class Counts:
             RulesError: the round would go beyond a rule, or the count cannot be read or written. Nothing was written.
         """
         try:
-            own_folder(own_folder(self._folder.parent, private=True) / self._folder.name, private=True)
+            own_folder(self._folder, private=True)
             refuse_link(self._folder / ".lock")
         except (OSError, RunFolderError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -126,17 +126,14 @@ class Counts:
 
 
 def _check(rules: Rules, after: Counted, run: str, steps: int | None, examples: int) -> None:
-    if steps is None and (rules.steps is not None or rules.epochs is not None):
-        rule = "epochs" if rules.steps is None else "steps"
-        raise broken(rule, "the client's own code trains, and nobody can count its steps")
     if rules.rounds is not None and after.rounds > rules.rounds:
         raise broken("rounds", "no more rounds of training on this site's data")
     if rules.rounds_per_run is not None and after.runs[run] > rules.rounds_per_run:
         raise broken("rounds_per_run", "no more rounds of training in this run")
     if rules.steps is not None and after.steps > rules.steps:
-        raise broken("steps", f"no {steps} more steps on this site's data")
+        raise broken("steps", f"not {steps} more steps on this site's data")
     if rules.epochs is not None and after.sequences > rules.epochs * examples:
-        raise broken("epochs", "no such many more passes over this site's data")
+        raise broken("epochs", "not so many more passes over this site's data")
 
 
 def _written(counted: Counted) -> bytes:

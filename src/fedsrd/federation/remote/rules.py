@@ -96,10 +96,11 @@ class Rules(_Section):
         method = job.method.get("name")
         if self.methods is not None and method not in self.methods:
             raise broken("methods", f"method {foreign(method, 64)} is not among them")
+        for rule in ("models", "steps", "epochs"):
+            if getattr(self, rule) is not None and not knows_model:
+                raise broken(rule, "the client's own code trains, and nobody can check this of it")
         if self.models is None:
             return
-        if not knows_model:
-            raise broken("models", "the client's own code chooses the model, and nobody can check it")
         model = section(job, "model")
         name, revision = model.get("id"), model.get("revision")
         if name not in self.models and f"{name}@{revision}" not in self.models:
