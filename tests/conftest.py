@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,9 @@ hypothesis.settings.register_profile("fedsrd", deadline=None, derandomize="CI" i
 hypothesis.settings.load_profile("fedsrd")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+_STATE = tempfile.TemporaryDirectory(prefix="fedsrd-tests-")
+os.environ["FEDSRD_STATE"] = _STATE.name
+"""Of sites that say nothing of it: not the home of whoever runs the tests."""
 
 
 @pytest.fixture(scope="session")

@@ -67,3 +67,9 @@ class PrivacyError(FedSRDError):
     """What is asked would give away more than it may, or a privacy ledger cannot be read. Nothing was trained."""
 
     exit_code = 2
+
+
+class RulesError(FedSRDError):
+    """A site's own rules forbid what is asked, or cannot be read. Nothing was trained or sent."""
+
+    exit_code = 2

@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes, *, private: bool = False) -> No
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -148,8 +148,9 @@ def _remove_abandoned(folder: Path) -> None:
             os.close(handle)
 
 
-def _sync_folder(folder: Path) -> None:
-    # Without this a power cut may undo the rename. Not every system can open a folder.
+def sync_folder(folder: Path) -> None:
+    """Flushes the names in a folder to the disk: without it a power cut may undo a new file or a rename."""
+    # Not every system can open a folder.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

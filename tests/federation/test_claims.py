@@ -30,14 +30,16 @@ ODD = st.one_of(
 @given(ODD, ODD, st.dictionaries(st.sampled_from([*Phases.model_fields, "more"]), ODD))
 def test_whatever_is_claimed_is_refused_or_within_bounds(examples, loss, seconds):
     update = Update("a", 1, examples, b"", loss, seconds)
-    possible = isinstance(examples, int | float) and 1 <= examples <= MOST_EXAMPLES and examples == int(examples)
+    possible = examples is None or (
+        isinstance(examples, int | float) and 1 <= examples <= MOST_EXAMPLES and examples == int(examples)
+    )
     if not possible:
         with pytest.raises(PayloadError, match="about itself is wrong at examples"):
             update.checked()
         return
     found = update.checked()
-    assert isinstance(found.examples, int)
-    assert 1 <= found.examples <= MOST_EXAMPLES
+    assert (found.examples is None) == (examples is None)
+    assert found.examples is None or (isinstance(found.examples, int) and 1 <= found.examples <= MOST_EXAMPLES)
     assert found.loss is None or abs(found.loss) <= LARGEST_LOSS
     assert set(found.seconds) <= set(Phases.model_fields)
     assert all(0 <= value <= LONGEST_PHASE for value in found.seconds.values())
@@ -90,13 +92,21 @@ def played(lies, tmp_path, **server):
     return read_rounds(file)[1], done
 
 
-@pytest.mark.parametrize("examples", [10**400, 10**18, MOST_EXAMPLES + 1, 0, -5, math.nan, math.inf, [3], None, "many"])
+@pytest.mark.parametrize("examples", [10**400, 10**18, MOST_EXAMPLES + 1, 0, -5, math.nan, math.inf, [3], "many"])
 @pytest.mark.parametrize("weighting", ["uniform", "examples"])
 def test_a_number_of_examples_that_cannot_be_leaves_its_client_out(examples, weighting, tmp_path):
     record, _ = played({"c1": {"examples": examples}}, tmp_path, weighting=weighting)
     assert list(record.rejected) == ["c1"]
     assert record.rejected["c1"].startswith("what the client says about itself is wrong at examples: Input should be")
     assert list(record.bytes_up) == ["c0", "c2"]
+
+
+def test_a_number_of_examples_that_is_not_told_costs_nothing_where_it_does_not_count(tmp_path):
+    record, _ = played({"c1": {"examples": None}}, tmp_path)
+    assert not record.rejected
+    record, _ = played({"c1": {"examples": None}}, tmp_path, weighting="examples")
+    assert list(record.rejected) == ["c1"]
+    assert 'the site does not tell its number of examples, which weighting = "examples" needs' in record.rejected["c1"]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, 1e308, None, "x", [1.0], 10**400])

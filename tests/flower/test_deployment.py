@@ -10,6 +10,8 @@ import time
 import pytest
 from deployment import Deployment, block
 
+from fedsrd.federation.remote.audit import Audit, chain
+
 pytestmark = pytest.mark.deployment
 SITES = ["st-mary", "charite", "ucsf"]
 
@@ -51,7 +53,14 @@ def test_three_sites_and_one_that_is_killed_and_comes_back(deployment, tiny_mode
     assert any("ucsf" not in names for names in took_part[1:3])
     assert "ucsf" in took_part[-1]
     for site in SITES:
-        assert list((deployment.folder(site) / "state").glob(f"*/{site}/adapter/adapter_model.safetensors"))
+        state = deployment.folder(site) / "state"
+        assert list(state.glob(f"*/{site}/adapter/adapter_model.safetensors"))
+        left = [entry.line for entry, problem in chain(Audit(state / "audit").entries()) if problem is None]
+        assert len(left) == left[-1].number
+        assert {line.kind for line in left} == {"hello-reply", "train-reply", "sync-reply"}
+        rounds = {line.round for line in left if line.payload}
+        assert rounds >= {record.round for record in deployment.records()[1:] if site in record.bytes_up}
+        assert all("loss" not in line.told and line.rules for line in left)
     assert "Round 6/6" in deployment.output
     assert "Traceback" not in deployment.output
 

@@ -123,6 +123,7 @@ class Deployment:
             (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             shutil.copy(self.server / "certs" / "ca.crt", folder / "ca.crt")
             self.shell(block("sh", "site"), folder, SITE=site)
+            (folder / "site.toml").write_text(block("toml", "rules"))
             shutil.copy(folder / "node.key.pub", self.server / f"{site}.pub")
             self.shell(block("sh", "server", "per-site"), self.server, SITE=site)
             key = (folder / "name.pub").read_text().strip()
@@ -173,7 +174,7 @@ class Deployment:
 
         found = {}
         for site in self.sites:
-            (federation,) = [path for path in (self.folder(site) / "state").iterdir() if path.is_dir()]
+            (federation,) = [path for path in (self.folder(site) / "state").iterdir() if len(path.name) == 16]
             held = Replica(federation.parent, federation.name, site).state()
             found[site] = (held.version, held.digest)
         return found

@@ -63,7 +63,7 @@ class Claims(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    examples: Examples
+    examples: Examples | None
     loss: Loss = None
     seconds: Phases = Phases()
     epsilon: Epsilon = None
@@ -89,7 +89,7 @@ class Update:
     Attributes:
         client: its name.
         round: the round of the task.
-        examples: number of its training examples, for weighting.
+        examples: number of its training examples, for weighting; None: not told.
         payload: the uplink.
         loss: mean training loss a response token, in nats; None: not told.
         seconds: by phase: train, sparsify, encode, as far as told.
@@ -99,7 +99,7 @@ class Update:
 
     client: str
     round: int
-    examples: int
+    examples: int | None
     payload: bytes
     loss: float | None
     seconds: dict[str, float]
@@ -110,7 +110,7 @@ class Update:
         """The same with what the client says about itself read as `Claims`.
 
         Raises:
-            PayloadError: its number of examples is none, or out of range.
+            PayloadError: its number of examples is told, and none that can be.
         """
         try:
             said = Claims.model_validate({name: getattr(self, name) for name in Claims.model_fields})

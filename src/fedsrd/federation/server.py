@@ -233,7 +233,7 @@ class Server:
                 continue
             try:
                 delta = transition.read_update(self.config, self.state, answer.payload)
-                update = answer.checked()
+                update = self._countable(answer.checked())
             except PayloadError as error:
                 rejected.append(Failure(answer.client, number, str(error)))
                 continue
@@ -245,6 +245,15 @@ class Server:
             counts = {name: sparse.count for name, sparse in delta.items()}
             found.append(_Candidate(update, spool.keep(delta), counts, norm))
         return found, rejected
+
+    def _countable(self, update: Update) -> Update:
+        """The update. Raises PayloadError where its weight cannot be known."""
+        if update.examples is None and self._weighting == "examples":
+            raise PayloadError(
+                'the site does not tell its number of examples, which weighting = "examples" needs; expected '
+                'weighting = "uniform", or a site whose rules let it tell (rules.tell.examples)'
+            )
+        return update
 
     def _bounded(self, found: list[_Candidate], rejected: list[Failure], number: int) -> list[_Candidate]:
         """Those whose norm is within the bound; the others are added to `rejected`."""
@@ -297,4 +306,4 @@ class Server:
     def _weights(self, found: Sequence[_Candidate]) -> list[float]:
         if self._weighting == "uniform":
             return [1 / len(found)] * len(found)
-        return screening.shares([one.update.examples for one in found], self._max_share)
+        return screening.shares([one.update.examples or 1 for one in found], self._max_share)

@@ -20,9 +20,9 @@ from fedsrd.core.tensors import Tensors, TensorTable
 from fedsrd.errors import FederationError, PrivacyError
 from fedsrd.federation.client import Client, Trainer
 from fedsrd.federation.messages import Claims
+from fedsrd.federation.remote.gate import Metrics
 from fedsrd.federation.remote.header import Job
 from fedsrd.federation.remote.replica import Replica
-from fedsrd.federation.remote.respond import Metrics
 from fedsrd.federation.remote.site import Site
 from fedsrd.federation.setup import method_of
 from fedsrd.flower.records import HEADER, respond
@@ -165,5 +165,5 @@ class _Trainer:
             raise FederationError(
                 f"the train function's num-examples = {metrics[0]['num-examples']!r:.40}: {error.errors()[0]['msg']}"
             ) from None
-        self.count = said.examples
+        self.count = said.examples or 0
         return _Result(found, said.loss)

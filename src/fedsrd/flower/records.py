@@ -54,14 +54,14 @@ def metrics_of(content: RecordDict) -> tuple[int, dict[str, float]]:
     if len(found) != 1:
         raise PayloadError(f"{len(found)} MetricRecords; expected one")
     try:
-        said = Claims.model_validate({"examples": found[0].get("num-examples")})
+        said = Claims.model_validate({"examples": found[0].get("num-examples", 0)})
     except ValidationError as error:
         raise PayloadError(f"num-examples: {error.errors()[0]['msg']}") from None
     if len(found[0]) > MOST_METRICS:
         raise PayloadError(f"{len(found[0])} metrics; expected at most {MOST_METRICS}")
     rest = {foreign(key, 100): value for key, value in found[0].items() if key != "num-examples"}
     numbers = {key: value for key, value in rest.items() if isinstance(value, int | float) and abs(value) <= LARGEST}
-    return said.examples, {key: float(value) for key, value in numbers.items()}
+    return said.examples or 0, {key: float(value) for key, value in numbers.items()}
 
 
 def respond(message: Message, context: Context, runtime: remote.ClientRuntime) -> Message:

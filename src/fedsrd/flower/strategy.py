@@ -265,12 +265,12 @@ class FedSRD(Strategy):
     @staticmethod
     def _metrics(accepted: Iterable[Update]) -> MetricRecord:
         updates = list(accepted)
-        told = [(update.loss, update.examples) for update in updates if update.loss is not None]
+        told = [(update.loss, update.examples or 1) for update in updates if update.loss is not None]
         loss = {"train_loss": _mean(told)} if told else {}
         return MetricRecord(
             {
                 **loss,
-                "num-examples": sum(update.examples for update in updates),
+                "num-examples": sum(update.examples or 0 for update in updates),
                 "uplink-bytes": sum(len(update.payload) for update in updates),
             }
         )

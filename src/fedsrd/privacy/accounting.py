@@ -125,7 +125,7 @@ def _up(value: float) -> float:
 
 
 def _mean_loss(event: Event) -> float:
-    """What the steps lose in the mean at most, in nats: the divergence of Kullback and Leibler, which is no more than the
+    """What the steps lose in the mean at most, in nats: the divergence of Kullback and Leibler, no more than the
     one by chi squared, and convex in the sampling rate.
     """
     rate, whole = event.sampling_rate, event.noise_multiplier**-2

@@ -5,6 +5,7 @@ what came.
 """
 
 import itertools
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -34,6 +35,7 @@ PROTOCOL = 3
 LIMIT = 4 << 20
 """Longest header that is read, in characters."""
 MOST_DIMENSIONS = 16
+_RUN = re.compile(r"[0-9a-f]{16}")
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 DigestOrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
@@ -183,14 +185,14 @@ class Train(Order):
 
 class TrainReply(Header):
     """From a client: an `Update`, or where `failure` is set, a `Failure`. `held` is the version that it holds. What it
-    says about itself is as in `messages.Claims`.
+    says about itself is as in `messages.Claims`; None and no times: not told.
     """
 
     kind: Literal["train-reply"] = "train-reply"
     name: Name
     round: Version
     held: Held
-    examples: Annotated[int, Field(ge=0, le=MOST_EXAMPLES)] = 0
+    examples: Annotated[int, Field(ge=0, le=MOST_EXAMPLES)] | None = 0
     loss: Loss = None
     seconds: Phases = Phases()
     epsilon: Epsilon = None
@@ -226,6 +228,14 @@ Kind = TypeVar("Kind", bound=Header)
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """What a message says that it is about, as far as that can be: run "", round None where it does not."""
+
+    run: str = ""
+    round: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Envelope:
     """One message: the header as JSON text, the payload bytes behind it."""
 
@@ -244,6 +254,19 @@ def kind_of(message: Envelope) -> str:
         return foreign(_Kind.model_validate_json(_text(message)).kind, 100)
     except ValidationError:
         raise PayloadError("the message's header is no JSON object with a kind") from None
+
+
+def about(message: Envelope) -> About:
+    """What any message is about, damaged ones too."""
+    try:
+        found = _AnyAbout.model_validate_json(_text(message))
+    except (ValidationError, PayloadError):
+        return About()
+    run, number = found.federation, found.round
+    return About(
+        run if isinstance(run, str) and _RUN.fullmatch(run) else "",
+        number if isinstance(number, int) and 0 <= number < 1 << 32 else None,
+    )
 
 
 def unpack(message: Envelope, kind: type[Kind]) -> tuple[Kind, bytes]:
@@ -311,6 +334,13 @@ class _Kind(BaseModel):
     """What every header says, whatever else it is."""
 
     kind: str
+
+
+class _AnyAbout(BaseModel):
+    """What a header may say that it is about, whatever it says."""
+
+    federation: Any = None
+    round: Any = None
 
 
 class _Spoken(BaseModel):

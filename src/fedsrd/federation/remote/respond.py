@@ -1,7 +1,7 @@
 """The client's end of the protocol: a message in, a reply out; between them, the same `Client` as in one process."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -10,12 +10,14 @@ from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import FederationError, FedSRDError, PayloadError, RecipeError
 from fedsrd.federation.client import NOTHING, Client, Trained, Trainer
-from fedsrd.federation.messages import Failure, Phases, TrainTask
+from fedsrd.federation.messages import Failure, Phases, TrainTask, Update
 from fedsrd.federation.remote import header, identity
+from fedsrd.federation.remote.gate import Answer, Gate, Metrics, Reply, asked
 from fedsrd.federation.remote.guard import GuardedClient
 from fedsrd.federation.remote.header import Envelope, Job
 from fedsrd.federation.remote.log import Log
 from fedsrd.federation.remote.replica import Replica
+from fedsrd.federation.remote.rules import BrokenRuleError, broken
 from fedsrd.federation.remote.site import Site, site_of
 from fedsrd.federation.setup import method_of
 from fedsrd.federation.transition import FederationConfig
@@ -24,15 +26,7 @@ from fedsrd.places import without_folders
 from fedsrd.text import foreign
 
 Order = TypeVar("Order", header.Train, header.Evaluate, header.Finalize)
-Metrics = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What goes back: a message, and where the client evaluated, its metrics beside it."""
-
-    message: Envelope
-    metrics: Metrics = field(default_factory=dict)
+Handler = Callable[[Envelope, Mapping[str, Any], "ClientRuntime", Gate], Answer]
 
 
 class ClientRuntime(Protocol):
@@ -73,10 +67,21 @@ def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRunti
 
     Raises:
         PayloadError: the message is not one of ours, or damaged.
-        FedSRDError: the site's settings, data or disk are wrong; the server is told, without the folders of paths, and
-            goes on without this client.
+        FedSRDError: the site's rules forbid it, or its settings, data or disk are wrong; the server is told, without
+            the folders of paths, and goes on without this client.
     """
-    handlers: dict[str, Callable[[Envelope, Mapping[str, Any], ClientRuntime], Reply]] = {
+    gate = Gate(settings, header.about(message))
+    try:
+        gate.open()
+        return gate.reply(_answered(message, settings, runtime, node, gate))
+    except Exception as error:
+        if gate.simulated and not isinstance(error, FedSRDError | OSError):
+            raise  # a bug of one's own code, on one's own machine
+        raise gate.refusal(error) from error
+
+
+def _answered(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime, node: int, gate: Gate) -> Answer:
+    handlers: dict[str, Handler] = {
         "hello": partial(_hello, node),
         "train": _train,
         "evaluate": _evaluate,
@@ -85,102 +90,125 @@ def respond(message: Envelope, settings: Mapping[str, Any], runtime: ClientRunti
     kind = header.kind_of(message)
     if kind not in handlers:
         raise PayloadError(f"a message of kind {kind!r}: expected one of {', '.join(handlers)}")
-    try:
-        if (module := settings.get("import")) is not None:
-            plugins.load(str(module))
-        return handlers[kind](message, settings, runtime)
-    except FedSRDError as error:
-        # What is raised goes to the server; this site's own log has the cause, with all paths.
-        places = [str(settings.get(key, "")) for key in ("data", "import")]
-        raise type(error)(without_folders(str(error), places)) from error
-    except OSError as error:
-        raise FederationError(f"the site's disk: {error.strerror or type(error).__name__}") from error
+    if (module := settings.get("import")) is not None:
+        plugins.load(str(module))
+    return handlers[kind](message, settings, runtime, gate)
 
 
-def _hello(node: int, message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
+def _hello(node: int, message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime, gate: Gate) -> Answer:
     hello, _ = header.unpack(message, header.Hello)
+    gate.rules.check_run(hello.federation)
     site = site_of(settings, hello.names, strict=runtime.strict)
     state = Replica(site.state, hello.federation, site.name).state()
     held, digest = state.version, "" if state.version < 0 else state.digest
     if site.key is None:
-        return Reply(header.pack(header.HelloReply(name=site.name, held=held, digest=digest)))
+        return Answer(header.HelloReply(name=site.name, held=held, digest=digest))
     if hello.node != node:
         # Whoever could have this signed for another node would have the name there.
         raise PayloadError(f"a greeting for node {hello.node}: this is {node}, and signs for itself alone")
     key = identity.load(site.key)
     signature = key.sign(identity.statement(hello.federation, hello.nonce, node, site.name, held, digest))
-    reply = header.HelloReply(name=site.name, held=held, digest=digest, key=key.public, signature=signature)
-    return Reply(header.pack(reply))
+    return Answer(header.HelloReply(name=site.name, held=held, digest=digest, key=key.public, signature=signature))
 
 
-def _train(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
-    order, payload, site, replica = _opened(message, settings, runtime, header.Train)
+def _train(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime, gate: Gate) -> Answer:
+    order, payload, site, replica = _opened(message, settings, runtime, gate, header.Train)
     log = Log(replica.folder / "log.jsonl")
+    refused = None
     with replica.locked():
-        client, damage = _client(order, site, runtime, replica)
-        sync = header.sync_of_header(order.sync, payload)
-        log.write("task", round=order.round, held=client.version, bytes=len(payload))
-        if damage is not None:
-            answer: Any = Failure(site.name, order.round, damage, lost=True)
-        elif order.version < client.version:
-            # An old message: what is held is newer, and stays.
-            reason = f"a task of version {order.version} came late: version {client.version} is held"
-            answer = Failure(site.name, order.round, reason)
-        else:
-            answer = client.answer(TrainTask(order.round, order.version, order.digest, sync), lambda *_: None)
-            replica.save(client)
+        try:
+            gate.rules.check_plain()
+            answer, held = _trained(order, payload, site, runtime, replica, gate, log)
+        except BrokenRuleError as error:
+            # Nothing was kept: what lies on the disk is what it was.
+            answer, refused = Failure(site.name, order.round, str(error)), gate.asked
+            held = -1 if order.reset else replica.state().version
     if isinstance(answer, Failure):
-        log.write("failure", round=order.round, reason=answer.reason)
+        log.write("failure", round=order.round, reason=answer.reason, asked=refused)
         # The server is told what is wrong, not how this site's disk looks.
         told = without_folders(answer.reason, [section.source for section in site.data])
-        said = header.TrainReply(name=site.name, round=order.round, held=client.version, failure=told, lost=answer.lost)
-        return Reply(header.pack(said))
+        failed = header.TrainReply(name=site.name, round=order.round, held=held, failure=told, lost=answer.lost)
+        return Answer(failed, refused=refused)
     claims = {"loss": answer.loss, "seconds": answer.seconds, "epsilon": answer.epsilon, "delta": answer.delta}
     log.write("update", round=order.round, bytes=len(answer.payload), **claims)
     said = header.TrainReply(
         name=site.name,
         round=order.round,
-        held=client.version,
+        held=held,
         examples=answer.examples,
         loss=answer.loss,
         seconds=Phases.model_validate(answer.seconds),
         epsilon=answer.epsilon,
         delta=answer.delta,
     )
-    return Reply(header.pack(said, answer.payload))
+    return Answer(said, answer.payload)
 
 
-def _evaluate(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
-    order, payload, site, replica = _opened(message, settings, runtime, header.Evaluate)
+def _trained(
+    order: header.Train,
+    payload: bytes,
+    site: Site,
+    runtime: ClientRuntime,
+    replica: Replica,
+    gate: Gate,
+    log: Log,
+) -> tuple[Update | Failure, int]:
+    """What comes of a task, and the version that is held then. Raises BrokenRuleError with nothing kept."""
+    client, damage = _client(order, site, runtime, replica, gate)
+    sync = header.sync_of_header(order.sync, payload)
+    log.write("task", round=order.round, held=client.version, bytes=len(payload))
+    if damage is not None:
+        return Failure(site.name, order.round, damage, lost=True), client.version
+    if order.version < client.version:
+        # An old message: what is held is newer, and stays.
+        reason = f"a task of version {order.version} came late: version {client.version} is held"
+        return Failure(site.name, order.round, reason), client.version
+    answer = client.answer(TrainTask(order.round, order.version, order.digest, sync), lambda *_: None)
+    if isinstance(answer, Update):
+        gate.rules.check_size(len(answer.payload))
+    replica.save(client)
+    return answer, client.version
+
+
+def _evaluate(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime, gate: Gate) -> Answer:
+    order, payload, site, replica = _opened(message, settings, runtime, gate, header.Evaluate)
+    if not gate.rules.tell.metrics:
+        raise broken("tell.metrics", "what the site's own evaluation finds is not told")
     with replica.locked():
-        client, said = _follow(order, payload, site, replica, runtime)
+        client, said = _follow(order, payload, site, replica, runtime, gate)
     metrics = {} if said.failure is not None else runtime.evaluate(client, order.job, order.round)
-    return Reply(header.pack(said), metrics)
+    return Answer(said, metrics=metrics)
 
 
-def _finalize(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime) -> Reply:
-    order, payload, site, replica = _opened(message, settings, runtime, header.Finalize)
+def _finalize(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime, gate: Gate) -> Answer:
+    order, payload, site, replica = _opened(message, settings, runtime, gate, header.Finalize)
     with replica.locked():
-        client, said = _follow(order, payload, site, replica, runtime)
+        client, said = _follow(order, payload, site, replica, runtime, gate)
         if said.failure is None:
             runtime.finish(client, order.job, site, replica)
-    return Reply(header.pack(said))
+    return Answer(said)
 
 
 def _opened(
-    message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime, kind: type[Order]
+    message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntime, gate: Gate, kind: type[Order]
 ) -> tuple[Order, bytes, Site, Replica]:
     """An order, its payloads, and whom it is for. Raises PayloadError where that is somebody else."""
     order, payload = header.unpack(message, kind)
-    site = site_of(settings, asked=order.name, strict=runtime.strict)
+    gate.asked = asked(order.job)
+    site = replace(site_of(settings, asked=order.name, strict=runtime.strict), privacy=gate.site.privacy)
     return order, payload, site, Replica(site.state, order.federation, site.name)
 
 
 def _follow(
-    order: header.Evaluate | header.Finalize, payload: bytes, site: Site, replica: Replica, runtime: ClientRuntime
+    order: header.Evaluate | header.Finalize,
+    payload: bytes,
+    site: Site,
+    replica: Replica,
+    runtime: ClientRuntime,
+    gate: Gate,
 ) -> tuple[Client, header.SyncReply]:
     """Brings the replica to the newest version, on the disk too; gives what it holds now."""
-    client, damage = _client(order, site, runtime, replica)
+    client, damage = _client(order, site, runtime, replica, gate)
     # After the last round, nothing is lost with what the method kept.
     failure = damage if isinstance(order, header.Evaluate) else None
     try:
@@ -196,13 +224,19 @@ def _follow(
     return client, header.SyncReply(name=site.name, held=client.version, digest=digest, failure=failure)
 
 
-def _client(order: header.Order, site: Site, runtime: ClientRuntime, replica: Replica) -> tuple[Client, str | None]:
+def _client(
+    order: header.Order, site: Site, runtime: ClientRuntime, replica: Replica, gate: Gate
+) -> tuple[Client, str | None]:
     """The client with what it has kept; without its replica, where the server says that this is not of the run. And
-    what is damaged of it, for the server to be told.
+    what is damaged of it, for the server to be told. Raises BrokenRuleError where the site's rules forbid the job.
     """
     job = order.job
-    trainer = _OnDemand(lambda: runtime.trainer(job, site, replica))
-    config = FederationConfig(_method(job), runtime.table(job), job.seed, job.uplink, clip=job.clip)
+    gate.admit(job, knows_model=runtime.knows_model)
+    method, table = _method(job), runtime.table(job)
+    gate.rules.check_table(table)
+    charge = gate.charge(job, knows_model=runtime.knows_model)
+    trainer = _OnDemand(lambda: runtime.trainer(job, site, replica), charge)
+    config = FederationConfig(method, table, job.seed, job.uplink, clip=job.clip)
     client = GuardedClient(site.name, config, trainer, job.rank, knows_model=runtime.knows_model)
     damage = replica.load(client)
     if order.reset:
@@ -218,10 +252,16 @@ def _method(job: Job) -> Method:
 
 
 class _OnDemand:
-    """A trainer that is made when it is first asked: a message that trains nothing loads no model."""
+    """A trainer that is made when it is first asked: a message that trains nothing loads no model.
 
-    def __init__(self, make: Callable[[], Trainer]) -> None:
+    Args:
+        make: loads it.
+        charge: is given its number of examples before each training, which it may forbid.
+    """
+
+    def __init__(self, make: Callable[[], Trainer], charge: Callable[[int], None]) -> None:
         self._make = make
+        self._charge = charge
         self._made: Trainer | None = None
 
     @property
@@ -235,4 +275,6 @@ class _OnDemand:
         return self._trainer.count
 
     def train(self, plan: LocalPlan, round_number: int, on_step: Callable[[int, float], None]) -> Trained:
-        return self._trainer.train(plan, round_number, on_step)
+        trainer = self._trainer
+        self._charge(trainer.count)
+        return trainer.train(plan, round_number, on_step)

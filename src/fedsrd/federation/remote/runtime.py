@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.client import Client, Trainer
+from fedsrd.federation.remote.gate import Metrics
 from fedsrd.federation.remote.header import Job
 from fedsrd.federation.remote.replica import Replica
-from fedsrd.federation.remote.respond import Metrics
 from fedsrd.federation.remote.site import Site
 from fedsrd.federation.session import Assets, Privacy, Session
 from fedsrd.federation.setup import method_of, shapes

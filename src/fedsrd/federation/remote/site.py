@@ -16,7 +16,7 @@ from fedsrd.privacy.options import SitePrivacy
 from fedsrd.recipe import DataSection, Name
 from fedsrd.text import foreign
 
-KEYS = ("client", "data", "state", "key", "import", "partition-id", "num-partitions")
+KEYS = ("client", "data", "state", "key", "rules", "import", "partition-id", "num-partitions")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def site_of(
 
     Args:
         config: `client` (its name), `data` (a file or folder, or a TOML file with a [data] table, or several [[data]]),
-            `state` (a folder; default $FEDSRD_STATE, else ~/.local/state/fedsrd), `key` (the file of its private key),
+            `state` (`state_of`), `key` (the file of its private key), `rules` (read by `gate`),
             `import` (a module with methods).
             A simulation gives `partition-id` instead.
         names: the recipe's clients, which `partition-id` counts; empty: there is no recipe.
@@ -100,12 +100,16 @@ def site_of(
         name = names[place] if names else f"client-{place}"
     else:
         raise DataError('the SuperNode has no name: start it with --node-config \'client="NAME" data="PATH"\'')
-    default = os.environ.get("FEDSRD_STATE") or Path.home() / ".local" / "state" / "fedsrd"
-    # Path.expanduser raises where there is no such user.
-    state = Path(os.path.expanduser(str(config.get("state", default))))
     data = config.get("data")
     key = Path(os.path.expanduser(str(config["key"]))) if "key" in config else None
-    return Site(name, () if data is None else _sections(str(data)), state, simulated, key)
+    return Site(name, () if data is None else _sections(str(data)), state_of(config), simulated, key)
+
+
+def state_of(config: Mapping[str, Any]) -> Path:
+    """The folder of what a site keeps: `state` of its node config, else $FEDSRD_STATE, else ~/.local/state/fedsrd."""
+    default = os.environ.get("FEDSRD_STATE") or Path.home() / ".local" / "state" / "fedsrd"
+    # Path.expanduser raises where there is no such user.
+    return Path(os.path.expanduser(str(config.get("state", default))))
 
 
 def is_simulation() -> bool:
