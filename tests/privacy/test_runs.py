@@ -158,9 +158,11 @@ def site(tree, tmp_path):
     nodes = [{"client": c["name"], "data": c["data"]["source"], "state": str(state)} for c in tree["clients"]]
     grid = ToyGrid(client_app, nodes)
 
-    def go(out="run", rules=None, **settings):
+    def go(out="run", rules=None, files=None, **settings):
         for node in nodes:
             node.pop("rules", None)
+            if node["client"] in (files or {}):
+                node["rules"] = str(files[node["client"]])
             if node["client"] in (rules or {}):
                 own = tmp_path / f"{node['client']}-site.toml"
                 own.write_text(tomli_w.dumps({"privacy": rules[node["client"]]}))
@@ -251,17 +253,8 @@ def test_the_servers_noise_on_clients_is_from_a_secret_in_its_folder(tree, tmp_p
 
 
 def test_a_site_that_keeps_its_number_of_examples_keeps_its_epsilon(tree, tmp_path, site):
-    del tree["privacy"]
     keeps = tmp_path / "keeps.toml"
     keeps.write_text(tomli_w.dumps({"rules": {"tell": {"examples": False}}}))
-    tree["privacy"] = {"examples": {"noise_multiplier": 1.0}}
-    for node in site.grid.configs.values():
-        if node["client"] == "left":
-            node["rules"] = str(keeps)
-    serve_file = tmp_path / "kept.toml"
-    serve_file.write_text(tomli_w.dumps(tree))
-    summary = serve(
-        site.grid, {"recipe": str(serve_file), "out": str(tmp_path / "kept")}, Screen(file=io.StringIO(), width=100)
-    )
+    summary = site("one", files={"left": keeps})
     assert set(summary.privacy) == {"right"}
     assert ledger.read(site.state / "privacy" / "left").rounds == ROUNDS
