@@ -14,10 +14,11 @@ candidate. Three figures:
   right guesses of one run is bounded by a binomial's (Steinke et al., arXiv 2305.08846): the bound of Clopper and
   Pearson at 95 %.
 
-Modes: "base" does not train: what chance and the base model make of these codes; "none" trains as usual; "broken" runs
-the private code with no noise and a clip that clips nothing, so that the leak must show; a number is an epsilon at delta
-1e-5. The bound must be above nothing for "none" and "broken", and below what was promised for the others, whose other
-figures must be near those of "base". A row is stored as soon as it is there; rows that are stored are not run again.
+Modes: "base" does not train: what chance and the base model make of these codes; "none" trains as usual; "broken"
+runs the private code with no noise and a clip that clips nothing, so that the leak must show; a number is an epsilon
+at delta 1e-5. The bound must be above nothing for "none" and "broken", and below what was promised for the others,
+whose other figures must be near those of "base". A row is stored as soon as it is there; rows that are stored are not
+run again.
 """
 
 import argparse

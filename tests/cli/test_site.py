@@ -33,7 +33,7 @@ def test_the_log_shows_what_left_sums_and_the_chain(state):
         "greeting",
         "update",
         "no update",
-        "loss 1",
+        "loss 1; seconds 0.",
         "methods",
         "asked: method ffa-lora",
         "chain is whole",

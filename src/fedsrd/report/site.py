@@ -118,18 +118,18 @@ def lines_table(entries: Sequence[Entry]) -> Table:
 
 
 def runs_table(runs: Mapping[str, Run]) -> Table:
-    """One row a run, and the whole."""
-    columns = ("run", "first", "last", "messages", "updates", "rounds", "bytes", "epsilon told")
-    table = _table(columns, right=columns[3:])
+    """One row a run, and the whole: last message, messages, updates among them, their rounds, bytes, epsilon told."""
+    columns = ("run", "last", "sent", "updates", "rounds", "bytes", "epsilon")
+    table = _table(columns, right=columns[2:])
     for name, run in runs.items():
         epsilon = "" if run.epsilon is None else f"{run.epsilon:.4g}"
         counts = (run.messages, run.updates, len(run.rounds), run.bytes)
-        table.add_row(name or "none", _clock(run.first), _clock(run.last), *(f"{n:,}" for n in counts), epsilon)
+        table.add_row(name or "none", _clock(run.last)[:16], *(f"{n:,}" for n in counts), epsilon)
     if len(runs) > 1:
         whole = [sum(getattr(run, name) for run in runs.values()) for name in ("messages", "updates", "bytes")]
         rounds = sum(len(run.rounds) for run in runs.values())
         counts = (whole[0], whole[1], rounds, whole[2])
-        table.add_row("all", "", "", *(f"{n:,}" for n in counts), "")
+        table.add_row("all", "", *(f"{n:,}" for n in counts), "")
     return table
 
 
@@ -175,7 +175,10 @@ def _kind(line: Line) -> str:
 def _told(line: Line) -> str:
     if line.kind == "repaired":
         return "cut off what a crash had left of a line; that message was never sent"
-    parts = [f"{name} {_value(value)}" for name, value in line.told.items() if name not in _TOLD]
+    hidden = (*_TOLD, "seconds", *(() if line.payload else ("examples",)))
+    parts = [f"{name} {_value(value)}" for name, value in line.told.items() if name not in hidden]
+    if isinstance(phases := line.told.get("seconds"), Mapping):
+        parts.append(f"seconds {sum(one for one in phases.values() if isinstance(one, int | float)):.4g}")
     if line.asked:
         parts.append(f"asked: {_value(line.asked)}")
     return "; ".join(parts)
@@ -195,7 +198,7 @@ def _clock(seconds: float) -> str:
 
 
 def _table(columns: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE, pad_edge=False)
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=0)
     for column in columns:
         fold = column == "told"
         justify: JustifyMethod = "right" if column in right else "left"

@@ -199,3 +199,11 @@ def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path):
     with pytest.raises(FederationError, match="symbolic link"):
         Audit(tmp_path / "audit").write(**FIELDS)
     assert list(target.iterdir()) == []
+
+
+def test_a_state_folder_behind_a_link_of_the_sites_own_is_used(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "site").symlink_to(tmp_path / "disk")
+    asking = Asking(tmp_path / "site", "[rules]\nrounds = 1")
+    asking.round()
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {"audit", "counts", "a" * 16}

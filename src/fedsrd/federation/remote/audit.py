@@ -50,7 +50,7 @@ class Line(BaseModel):
         payload: of these, the payload's.
         sha256: of the bytes that left, in that order.
         told: what the message said of the site beside the payload.
-        asked: what was refused.
+        asked: what a task asked for, where the answer is a refusal or an error.
         rules: SHA-256 of the rules that were in force; "" for none.
         before: SHA-256 of the line before, without its line feed.
     """
@@ -95,7 +95,7 @@ class Audit:
             FederationError: it cannot be written, or the last line is no line of ours, so that nothing can follow it.
         """
         try:
-            own_folder(own_folder(self.folder.parent, private=True) / self.folder.name, private=True)
+            own_folder(self.folder, private=True)
             refuse_link(self.folder / ".lock")
             with FileLock(self.folder / ".lock", mode=0o600):
                 self._append(fields)

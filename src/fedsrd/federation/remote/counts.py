@@ -80,7 +80,7 @@ class Counts:
             RulesError: the round would go beyond a rule, or the count cannot be read or written. Nothing was written.
         """
         try:
-            own_folder(own_folder(self._folder.parent, private=True) / self._folder.name, private=True)
+            own_folder(self._folder, private=True)
             refuse_link(self._folder / ".lock")
         except (OSError, RunFolderError) as error:
             reason = getattr(error, "strerror", None) or error

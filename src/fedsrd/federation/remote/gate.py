@@ -14,7 +14,7 @@ from fedsrd.federation.messages import Phases
 from fedsrd.federation.remote import header, rules
 from fedsrd.federation.remote.audit import Audit
 from fedsrd.federation.remote.counts import Counts
-from fedsrd.federation.remote.header import About, Envelope, Header, Job
+from fedsrd.federation.remote.header import About, Envelope, Header, Job, Order
 from fedsrd.federation.remote.rules import BrokenRuleError, Rules, SiteFile
 from fedsrd.federation.remote.site import is_simulation, state_of
 from fedsrd.places import without_folders
@@ -88,14 +88,14 @@ class Gate:
         elif not self.simulated:
             LOGGER.info("No rules are set at this site (--node-config 'rules=\"FILE\"'): the server decides")
 
-    def admit(self, job: Job, *, knows_model: bool) -> None:
+    def admit(self, order: Order, *, knows_model: bool) -> None:
         """Before anything of a job is loaded. Raises BrokenRuleError where the site's rules forbid it."""
-        self.rules.check_run(self._about.run)
-        self.rules.check_job(job, knows_model=knows_model)
+        self.rules.check_run(order.federation)
+        self.rules.check_job(order.job, knows_model=knows_model)
         if self.site.privacy is not None and not knows_model:
             raise rules.broken("epsilon", "the client's own code trains, and nobody can keep it", table="privacy")
 
-    def charge(self, job: Job, *, knows_model: bool) -> Callable[[int], None]:
+    def charge(self, order: Order, *, knows_model: bool) -> Callable[[int], None]:
         """What counts a round before it is trained, given the number of examples (`counts.Counts.charge`)."""
 
         def count(examples: int) -> None:
@@ -103,10 +103,10 @@ class Gate:
                 return
             steps, batch = None, 1
             if knows_model:
-                training = TrainingOptions.model_validate(rules.section(job, "training"))
+                training = TrainingOptions.model_validate(rules.section(order.job, "training"))
                 steps, batch = training.steps, training.batch_size * training.accumulation
             counts = Counts(self._state / "counts", self._audit.trained_by_rules)
-            counts.charge(self.rules, self._about.run, steps, batch, examples)
+            counts.charge(self.rules, order.federation, steps, batch, examples)
 
         return count
 

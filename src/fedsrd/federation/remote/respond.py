@@ -124,7 +124,7 @@ def _train(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntim
             answer, refused = Failure(site.name, order.round, str(error)), gate.asked
             held = -1 if order.reset else replica.state().version
     if isinstance(answer, Failure):
-        log.write("failure", round=order.round, reason=answer.reason, asked=refused)
+        log.write("failure", round=order.round, reason=answer.reason, **({"asked": refused} if refused else {}))
         # The server is told what is wrong, not how this site's disk looks.
         told = without_folders(answer.reason, [section.source for section in site.data])
         failed = header.TrainReply(name=site.name, round=order.round, held=held, failure=told, lost=answer.lost)
@@ -231,10 +231,10 @@ def _client(
     what is damaged of it, for the server to be told. Raises BrokenRuleError where the site's rules forbid the job.
     """
     job = order.job
-    gate.admit(job, knows_model=runtime.knows_model)
+    gate.admit(order, knows_model=runtime.knows_model)
     method, table = _method(job), runtime.table(job)
     gate.rules.check_table(table)
-    charge = gate.charge(job, knows_model=runtime.knows_model)
+    charge = gate.charge(order, knows_model=runtime.knows_model)
     trainer = _OnDemand(lambda: runtime.trainer(job, site, replica), charge)
     config = FederationConfig(method, table, job.seed, job.uplink, clip=job.clip)
     client = GuardedClient(site.name, config, trainer, job.rank, knows_model=runtime.knows_model)
