@@ -1,6 +1,6 @@
 """An audit of differential privacy of examples that can fail: are secrets of one site told by the trained adapter?
 
-    nice -n 19 python benchmarks/canary.py [--store benchmarks/results] [--modes none broken 8 3 1] [--seeds 0]
+    nice -n 19 python benchmarks/canary.py [--store benchmarks/results] [--modes base none broken 8 3 1] [--seeds 0]
 
 A site has 32 canaries among its examples, "The access code of ward 17 is 4 8 2 1 3 0 7 7.", each code uniform among 16
 candidates that nobody else has. After a short federation of this one site, the adapter is asked for the loss of every
@@ -14,9 +14,11 @@ candidate. Three figures:
   right guesses of one run is bounded by a binomial's (Steinke et al., arXiv 2305.08846): the bound of Clopper and
   Pearson at 95 %.
 
-Modes: "none" trains as usual; "broken" runs the private code with no noise and a clip that clips nothing, so that the
-leak must show; a number is an epsilon at delta 1e-5. The bound must be above nothing for the first two, and below what
-was promised for the others. A row is stored as soon as it is there; rows that are stored are not run again.
+Modes: "base" does not train: what chance and the base model make of these codes; "none" trains as usual; "broken"
+runs the private code with no noise and a clip that clips nothing, so that the leak must show; a number is an epsilon
+at delta 1e-5. The bound must be above nothing for "none" and "broken", and below what was promised for the others,
+whose other figures must be near those of "base". A row is stored as soon as it is there; rows that are stored are not
+run again.
 """
 
 import argparse
@@ -33,6 +35,7 @@ import numpy as np
 from harness import machine
 from scipy.stats import beta
 
+from fedsrd.core.tensors import initial_tensors
 from fedsrd.data.examples import Example
 from fedsrd.data.prompt import encode
 from fedsrd.evaluation.nll import by_example
@@ -94,7 +97,7 @@ def recipe_of(mode: str, seed: int, canaries: Path) -> Recipe:
     }
     if mode == "broken":
         tree["privacy"] = {"examples": {"noise_multiplier": 1.0, "delta": DELTA}}
-    elif mode != "none":
+    elif mode not in ("base", "none"):
         tree["privacy"] = {"examples": {"epsilon": float(mode), "delta": DELTA}}
     return parse(tree)
 
@@ -149,7 +152,7 @@ def audit(mode: str, seed: int, assets: Assets) -> dict[str, Any]:
             inside.enter_context(mock.patch.object(session, "agreed", return_value=nothing))
         out = RunFolder(Path(folder) / "run")
         prepared = setup.prepare(recipe, out, resume=False, observer=Quiet(), assets=assets)
-        summary = local.run(prepared, Quiet(), assets=assets)
+        summary = None if mode == "base" else local.run(prepared, Quiet(), assets=assets)
         trained = time.perf_counter() - began
         adapted = Session(recipe.model_copy(update={"clients": []}), prepared.lora, Quiet(), assets).adapted
         examples = [
@@ -162,9 +165,11 @@ def audit(mode: str, seed: int, assets: Assets) -> dict[str, Any]:
 
         from fedsrd.training.models import tensors_of_adapter
 
-        adapted.set_tensors(tensors_of_adapter(load_file(out.adapter / "adapter_model.safetensors")))
+        start = initial_tensors(prepared.table, seed)
+        kept = out.adapter / "adapter_model.safetensors"
+        adapted.set_tensors(start if summary is None else tensors_of_adapter(load_file(kept)))
         losses = np.array([loss for loss, _ in by_example(adapted, examples, 64)]).reshape(len(every), CANDIDATES)
-    promised = summary.privacy["ward"].epsilon if summary.privacy else None
+    promised = summary.privacy["ward"].epsilon if summary is not None and summary.privacy else None
     return {
         "mode": mode,
         "seed": seed,
@@ -180,7 +185,7 @@ def main() -> None:
     """Runs what is not stored yet."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--store", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--modes", nargs="+", default=["none", "broken", "8", "3", "1"])
+    parser.add_argument("--modes", nargs="+", default=["base", "none", "broken", "8", "3", "1"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     asked = parser.parse_args()
     file = asked.store / "canary.json"

@@ -132,3 +132,12 @@ def test_seconds_that_cannot_be_do_not_count(tmp_path):
     assert {phase: record.seconds[phase] for phase in Phases.model_fields} == {"train": 1, "sparsify": 0, "encode": 2}
     assert done.seconds.keys() == honest.seconds.keys()
     assert calm.seconds.keys() == record.seconds.keys()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 1e300, "much", None])
+def test_an_epsilon_that_is_none_counts_as_no_promise(value):
+    said = Update("a", 1, 5, b"", None, {}, value, value).checked()
+    assert said.epsilon is None
+    assert said.delta is None
+    kept = Update("a", 1, 5, b"", None, {}, 2.5, 1e-6).checked()
+    assert (kept.epsilon, kept.delta) == (2.5, 1e-6)

@@ -94,3 +94,21 @@ def test_the_noise_for_an_epsilon_is_enough_and_hardly_more(wanted, rate, steps)
 def test_what_no_noise_can_give_is_said():
     with pytest.raises(PrivacyError, match="no noise is enough"):
         noise_multiplier(1e-9, 1e-12, 1.0, 10)
+
+
+@pytest.mark.parametrize("steps", [10**7, 10**12, 10**15])
+def test_absurd_numbers_of_steps_are_answered_at_once(steps):
+    assert epsilon([event(1.0, 0.5, steps)], 1e-5) == math.inf
+    assert epsilon([event(0.06, 1.0, steps)], 1e-5) == math.inf
+    with pytest.raises(PrivacyError):
+        noise_multiplier(1e-6, 1e-12, 1.0, steps * 10**3)
+
+
+def test_many_steps_are_composed_by_renyi_divergences_which_are_no_less():
+    from fedsrd.privacy import accounting
+
+    event_ = event(2.0, 0.01, 10_000)
+    tight = epsilon([event_], 1e-5)
+    loose = accounting._by_renyi(((2.0, 0.01, 10_000),), 1e-5)
+    assert tight < loose < 1.3 * tight
+    assert epsilon([event(5.0, 0.001, 10**7)], 1e-5) < 100

@@ -1,6 +1,5 @@
 """Whole runs under differential privacy on the tiny model, in one process and across sites."""
 
-import dataclasses
 import io
 import json
 import math
@@ -13,12 +12,10 @@ from grid import ToyGrid
 from fedsrd import recipe as recipes
 from fedsrd.errors import FederationError, RecipeError
 from fedsrd.federation import local, setup
-from fedsrd.federation.remote import respond
 from fedsrd.flower.client_app import app as client_app
 from fedsrd.flower.server import serve
 from fedsrd.privacy import ledger
 from fedsrd.privacy.accounting import Event, epsilon
-from fedsrd.privacy.options import SitePrivacy
 from fedsrd.report.page.write import report
 from fedsrd.report.screen import Screen
 from fedsrd.runs.folder import RunFolder
@@ -155,19 +152,21 @@ def test_noise_for_whole_clients(tree, tmp_path):
 
 
 @pytest.fixture
-def site(tree, tmp_path, monkeypatch):
-    """Runs the recipe across two sites; `rules` by client."""
+def site(tree, tmp_path):
+    """Runs the recipe across two sites; `rules` by client, as its own file has them."""
     state = tmp_path / "state"
     nodes = [{"client": c["name"], "data": c["data"]["source"], "state": str(state)} for c in tree["clients"]]
     grid = ToyGrid(client_app, nodes)
-    real = respond.site_of
 
-    def go(out="run", rules=None, **settings):
-        def site_of(*args, **more):
-            found = real(*args, **more)
-            return dataclasses.replace(found, privacy=(rules or {}).get(found.name))
-
-        monkeypatch.setattr(respond, "site_of", site_of)
+    def go(out="run", rules=None, files=None, **settings):
+        for node in nodes:
+            node.pop("rules", None)
+            if node["client"] in (files or {}):
+                node["rules"] = str(files[node["client"]])
+            if node["client"] in (rules or {}):
+                own = tmp_path / f"{node['client']}-site.toml"
+                own.write_text(tomli_w.dumps({"privacy": rules[node["client"]]}))
+                node["rules"] = str(own)
         file = tmp_path / "recipe.toml"
         file.write_text(tomli_w.dumps(tree))
         given = {"recipe": "" if settings.get("resume") else str(file), "out": str(tmp_path / out), **settings}
@@ -194,7 +193,7 @@ def test_across_sites_noise_is_no_function_of_the_recipe(tree, tmp_path, site):
 
 def test_a_site_refuses_what_its_rules_do_not_allow_before_it_trains_and_whatever_the_federation(tree, tmp_path, site):
     tree["participation"] = {"attempts": 1}
-    rules = {"left": SitePrivacy(epsilon=spent(ROUNDS + 1) + 0.01, delta=1e-5)}
+    rules = {"left": {"epsilon": spent(ROUNDS + 1) + 0.01, "delta": 1e-5}}
     site("one", rules)
     tree["seed"] = 5
     two = site("two", rules)
@@ -211,8 +210,8 @@ def test_a_site_refuses_what_its_rules_do_not_allow_before_it_trains_and_whateve
 def test_a_recipe_without_privacy_is_refused_or_trained_with_the_sites_own_noise(tree, tmp_path, site):
     del tree["privacy"]
     rules = {
-        "left": SitePrivacy(epsilon=1.0, delta=1e-5),
-        "right": SitePrivacy(epsilon=100.0, delta=1e-6, noise_multiplier=3.0, clip=0.1),
+        "left": {"epsilon": 1.0, "delta": 1e-5},
+        "right": {"epsilon": 100.0, "delta": 1e-6, "noise_multiplier": 3.0, "clip": 0.1},
     }
     summary = site("one", rules)
     record = RunFolder(tmp_path / "one").records()[-1]
@@ -238,7 +237,7 @@ def test_a_damaged_ledger_at_a_site_trains_nothing(tree, tmp_path, site):
 
 def test_a_server_that_lowers_the_noise_gets_the_sites(tree, site):
     tree["privacy"]["examples"]["noise_multiplier"] = 0.05
-    rules = {name: SitePrivacy(epsilon=1e4, delta=1e-5, noise_multiplier=2.0) for name in ("left", "right")}
+    rules = {name: {"epsilon": 1e4, "delta": 1e-5, "noise_multiplier": 2.0} for name in ("left", "right")}
     summary = site("one", rules)
     assert summary.privacy["left"].epsilon == pytest.approx(spent(ROUNDS, 2.0), rel=1e-5)
     assert summary.privacy["right"].epsilon == pytest.approx(spent(ROUNDS, 2.0), rel=1e-5)
@@ -251,3 +250,11 @@ def test_the_servers_noise_on_clients_is_from_a_secret_in_its_folder(tree, tmp_p
     assert len({calm.digest, one.digest, two.digest}) == 3
     assert stat.S_IMODE((tmp_path / "one" / "state" / "noise.key").stat().st_mode) == 0o600
     assert one.privacy_of_clients == calm.privacy_of_clients
+
+
+def test_a_site_that_keeps_its_number_of_examples_keeps_its_epsilon(tree, tmp_path, site):
+    keeps = tmp_path / "keeps.toml"
+    keeps.write_text(tomli_w.dumps({"rules": {"tell": {"examples": False}}}))
+    summary = site("one", files={"left": keeps})
+    assert set(summary.privacy) == {"right"}
+    assert ledger.read(site.state / "privacy" / "left").rounds == ROUNDS

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -256,11 +255,3 @@ def _locked(folder: Path) -> FileLock:
 
 def _digest(books: Books) -> str:
     return hashlib.sha256(books.model_dump_json().encode()).hexdigest()
-
-
-def together(parts: Iterable[Spent]) -> Spent | None:
-    """The guarantee of the client that has the weakest one: what holds for all; None of nobody."""
-    found = list(parts)
-    if not found:
-        return None
-    return Spent(epsilon=max(one.epsilon for one in found), delta=max(one.delta for one in found))

@@ -177,7 +177,8 @@ class Gate:
         tell = self.rules.tell
         changes: dict[str, Any] = {}
         if isinstance(said, header.TrainReply):
-            changes |= {} if tell.examples else {"examples": None}
+            # Epsilon follows from noise, steps and the number of examples: whoever has three knows the fourth.
+            changes |= {} if tell.examples else {"examples": None, "epsilon": None, "delta": None}
             changes |= {} if tell.loss else {"loss": None}
             changes |= {} if tell.seconds else {"seconds": Phases()}
         if getattr(said, "failure", None) is not None and not ruled and not tell.reasons:
