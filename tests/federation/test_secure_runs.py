@@ -3,6 +3,7 @@
 import pytest
 from test_run import run
 
+from fedsrd.errors import RecipeError
 from fedsrd.runs.records import read_rounds
 
 METHODS = {
@@ -33,3 +34,27 @@ def test_a_masked_run_has_the_states_of_one_in_the_clear(tiny_recipe, tmp_path, 
     clear, masked = (read_rounds(tmp_path / name / "rounds.jsonl")[1] for name in ("clear", "masked"))
     for client in ("left", "right"):
         assert 300 < masked.bytes_up[client] - clear.bytes_up[client] < 5000
+
+
+def test_noise_is_shared_among_those_who_are_masked(tiny_recipe, tmp_path):
+    """Only the sum has enough of it; the run repeats itself, and says what it promises."""
+    tiny_recipe["method"] = {"name": "fedavg"}
+    tiny_recipe["privacy"] = {
+        "secure_aggregation": {"threshold": 2},
+        "clients": {"noise_multiplier": 0.05, "clip": 0.2},
+    }
+    summary, _ = run(tiny_recipe, tmp_path / "one")
+    run(tiny_recipe, tmp_path / "two")
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    tiny_recipe["privacy"]["clients"]["noise_multiplier"] = 10.0
+    louder, _ = run(tiny_recipe, tmp_path / "louder")
+    assert summary.privacy_of_clients.epsilon > 100 * louder.privacy_of_clients.epsilon
+    assert louder.final.by_set["left"] > summary.final.by_set["left"]
+
+
+def test_noise_shared_in_the_clear_is_refused(tiny_recipe, tmp_path):
+    tiny_recipe["method"] = {"name": "fedavg"}
+    tiny_recipe["wire"] = {"sum": {}}
+    tiny_recipe["privacy"] = {"clients": {"noise_multiplier": 1.0}}
+    with pytest.raises(RecipeError, match="shares of noise protect nobody where each update is seen"):
+        run(tiny_recipe, tmp_path / "run")

@@ -234,3 +234,18 @@ def test_clients_join_and_leave_between_rounds(tiny_recipe, tmp_path, site):  # 
     assert set(one.bytes_up) == {"c0", "c1", "c2"}
     assert set(two.bytes_up) == {"c1", "c2", "c3"}
     assert {line["digest"] for line in events(tmp_path / "run", "settled")} == {records(tmp_path / "run")[-1].digest}
+
+
+def test_noise_comes_from_secrets_of_the_sites(tiny_recipe, tmp_path, site):  # noqa: F811
+    """The same recipe at other sites has other noise, and says the same promise."""
+    tree, _, grid = secure(tiny_recipe, tmp_path, rounds=1)
+    tree["method"], tree["wire"] = {"name": "fedavg"}, {"sum": {}}
+    tree["privacy"]["clients"] = {"noise_multiplier": 1.0, "clip": 0.1}
+    _, run, _ = site(tree, grid)
+    one = run()
+    for config in grid.configs.values():
+        config["state"] += "-other"
+    other = run(out=str(tmp_path / "other"))
+    assert one.digest != other.digest
+    assert one.privacy_of_clients == other.privacy_of_clients
+    assert one.privacy_of_clients.epsilon > 0

@@ -11,7 +11,7 @@ from grid import ToyGrid
 
 from fedsrd import recipe as recipes
 from fedsrd.errors import FederationError, RecipeError
-from fedsrd.federation import local, setup
+from fedsrd.federation import local, setup, starting
 from fedsrd.flower.client_app import app as client_app
 from fedsrd.flower.server import serve
 from fedsrd.privacy import ledger
@@ -81,7 +81,7 @@ def test_a_run_says_what_it_has_given_away_round_by_round(tree, tmp_path):
 
 def test_a_run_that_was_killed_in_a_round_continues_with_the_same_bytes_and_pays_once(tree, tmp_path, monkeypatch):
     calm, _ = run(tree, tmp_path / "calm")
-    close = local.Rounds.close
+    close = starting.Rounds.close
     calls = []
 
     def killed(self, answers):
@@ -90,7 +90,7 @@ def test_a_run_that_was_killed_in_a_round_continues_with_the_same_bytes_and_pays
             raise KeyboardInterrupt
         return close(self, answers)
 
-    monkeypatch.setattr(local.Rounds, "close", killed)
+    monkeypatch.setattr(starting.Rounds, "close", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tree, tmp_path / "run")
     # Trained twice in the second round, which nobody has seen: written down.

@@ -16,6 +16,7 @@ from fedsrd.core.tensors import GlobalState, Tensors, initial_tensors
 from fedsrd.errors import FederationError, PayloadError, PrivacyError, SecureAggregationError
 from fedsrd.federation import snapshot, transition
 from fedsrd.federation.messages import Broadcast, Failure, Start, Sync, TrainTask, Update
+from fedsrd.federation.sums import Secret
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import ClientContext
 from fedsrd.privacy.accounting import Spent
@@ -113,6 +114,7 @@ class Client:
         rank: its own, where it has one.
         advance: who makes the next state; clients in one process may share it (`local.Shared`).
         masking: masks an update for the session of secure aggregation that a task belongs to.
+        secret: what a round's noise comes from, where clients add any.
 
     Attributes:
         name: what the server calls it.
@@ -129,6 +131,7 @@ class Client:
         rank: int | None = None,
         advance: Advance = transition.advance,
         masking: Masking | None = None,
+        secret: Callable[[int], Secret] | None = None,
     ) -> None:
         self.name = name
         self.state = NOTHING
@@ -138,6 +141,7 @@ class Client:
         self._rank = rank
         self._advanced = advance
         self._masking = masking
+        self._secret = secret
 
     @property
     def version(self) -> int:
@@ -303,7 +307,12 @@ class Client:
             if self._masking is None:
                 raise PayloadError("a task of secure aggregation, for which this client has no session")
             mask = partial(self._masking, task)
-        return transition.Summing(task.sum, self.trainer.count, mask)
+        secret = None
+        if self._config.noise is not None:
+            if mask is None:
+                raise PayloadError("a task with a share of noise, which is not enough alone, and no session to mask it")
+            secret = None if self._secret is None else self._secret(task.round)
+        return transition.Summing(task.sum, self.trainer.count, mask, secret)
 
     def _advance(self, message: Broadcast) -> str:
         if message.round != self.version + 1:

@@ -102,7 +102,7 @@ class Driver:
             began = time.perf_counter()
             quality = self.quality()
             seconds = done.seconds | {"evaluate": time.perf_counter() - began}
-            said = {**quality, **of_clients(self.recipe, self.server.version)}
+            said = {**quality, **of_clients(self.recipe, self.server.version, self.table.elements)}
             records.append(round_record(done, self.table, seconds, said))
             if keep_payloads:
                 uplinks = {update.client: update.payload for update in done.closed.accepted}

@@ -6,6 +6,7 @@ Everything between them is the bytes and messages of a real deployment; only the
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fedsrd.core.tensors import GlobalState, Tensors
@@ -21,7 +22,9 @@ from fedsrd.federation.secure_messages import Phase
 from fedsrd.federation.session import Assets, Observer, Privacy, Session
 from fedsrd.federation.setup import Prepared, config_of, server_of
 from fedsrd.federation.starting import rounds_of
+from fedsrd.federation.sums import Secret
 from fedsrd.federation.transition import FederationConfig
+from fedsrd.privacy.stream import public
 from fedsrd.runs.records import RoundRecord, Summary
 
 RUN = "run"
@@ -162,6 +165,11 @@ def run(
         return _run(prepared, session, restored, keep_payloads)
 
 
+def _noise_secret(seed: int, name: str, number: int) -> Secret:
+    """Of a client's noise: nobody is hidden from here, so that a run repeats itself."""
+    return public(seed), "clients", RUN, name, number
+
+
 def _run(
     prepared: Prepared,
     session: Session,
@@ -178,7 +186,15 @@ def _run(
     # They live and die with the server here, so that there is nothing to sign and nothing to keep.
     secure = {name: SecureClient(name, InMemory()) for name in trainers} if recipe.privacy.secure_aggregation else {}
     clients = [
-        Client(name, config, trainer, ranks.get(name), shared.advance, secure[name].mask if secure else None)
+        Client(
+            name,
+            config,
+            trainer,
+            ranks.get(name),
+            shared.advance,
+            secure[name].mask if secure else None,
+            partial(_noise_secret, recipe.seed, name),
+        )
         for name, trainer in trainers.items()
     ]
     names = [client.name for client in clients]

@@ -8,8 +8,11 @@ from fedsrd.core import lora
 from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.rounds import Round
 from fedsrd.federation.server import Counts
+from fedsrd.federation.setup import noise_of
 from fedsrd.means import domain_means, mean
 from fedsrd.privacy.accounting import Event, epsilon
+from fedsrd.privacy.distributed import DistributedNoise
+from fedsrd.privacy.noise import epsilon as of_concentrated
 from fedsrd.recipe import Recipe
 from fedsrd.runs.records import Guarantee, Quality, RoundRecord, Summary
 
@@ -111,7 +114,7 @@ def summarise(recipe: Recipe, table: TensorTable, records: Sequence[RoundRecord]
             phases[phase] = round(phases.get(phase, 0.0) + value, 4)
     promised = {name: found for record in records for name, found in record.privacy.items()}
     private: dict[str, Any] = {"privacy": promised} if promised else {}
-    private |= of_clients(recipe, len(records) - 1)
+    private |= of_clients(recipe, len(records) - 1, table.elements)
     return Summary(
         name=recipe.name,
         method=recipe.method["name"],
@@ -133,12 +136,24 @@ def summarise(recipe: Recipe, table: TensorTable, records: Sequence[RoundRecord]
     )
 
 
-def of_clients(recipe: Recipe, rounds: int) -> dict[str, Guarantee]:
+def of_clients(recipe: Recipe, rounds: int, elements: int) -> dict[str, Guarantee]:
     """What so many rounds have given away of each client as a whole, as a record's field; nothing where nothing is
     promised. Who is asked follows from a seed that all know, so nothing is gained by not being asked.
+
+    Args:
+        recipe: the recipe.
+        rounds: that have closed.
+        elements: that travel in a round at most.
     """
-    asked = recipe.privacy.clients
+    asked, shared = recipe.privacy.clients, noise_of(recipe)
     if asked is None:
         return {}
-    event = Event(noise_multiplier=asked.noise_multiplier, sampling_rate=1.0, steps=rounds)
-    return {"privacy_of_clients": Guarantee(epsilon=round(epsilon([event], asked.delta), 6), delta=asked.delta)}
+    if shared is None or recipe.summed is None:
+        event = Event(noise_multiplier=asked.noise_multiplier, sampling_rate=1.0, steps=rounds)
+        found = epsilon([event], asked.delta)
+    else:
+        noise = DistributedNoise(
+            asked.noise_multiplier, asked.clip, recipe.summed.levels, shared[1], len(recipe.clients), elements
+        )
+        found = of_concentrated(rounds * noise.rho, asked.delta) if rounds else 0.0
+    return {"privacy_of_clients": Guarantee(epsilon=round(found, 6), delta=asked.delta)}

@@ -18,6 +18,7 @@ from fedsrd.federation.session import Assets, Observer, check_data
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import ServerOptimizer, ServerOptimizerOptions, capabilities
 from fedsrd.privacy.central import CentralNoise
+from fedsrd.privacy.options import ClientPrivacy
 from fedsrd.privacy.stream import public
 from fedsrd.privacy.terms import needed
 from fedsrd.recipe import Recipe, chosen_method
@@ -129,10 +130,30 @@ def config_of(recipe: Recipe, table: TensorTable) -> FederationConfig:
     """What the recipe's server and clients share."""
     method = method_of(recipe.method)
     optimizer = optimizer_of(method, recipe.server_optimizer)
-    asked = recipe.privacy.clients
-    clip = None if asked is None else asked.clip
     wire = recipe.wire
-    return FederationConfig(method, table, recipe.seed, wire.uplink, wire.downlink, optimizer, clip, recipe.summed)
+    return FederationConfig(
+        method,
+        table,
+        recipe.seed,
+        wire.uplink,
+        wire.downlink,
+        optimizer,
+        clip_of(recipe),
+        recipe.summed,
+        noise_of(recipe),
+    )
+
+
+def noise_of(recipe: Recipe) -> tuple[ClientPrivacy, int] | None:
+    """What every client adds to what is masked, and how many shares of it a sum has at least; None: nothing."""
+    asked, secure = recipe.privacy.clients, recipe.privacy.secure_aggregation
+    return None if asked is None or secure is None else (asked, secure.threshold)
+
+
+def clip_of(recipe: Recipe) -> float | None:
+    """L2 norm to which clients scale down an update whose noise is the server's; None: as it is."""
+    asked = recipe.privacy.clients
+    return None if asked is None or noise_of(recipe) is not None else asked.clip
 
 
 def server_of(recipe: Recipe, config: FederationConfig, secret: Callable[[], bytes] | None = None) -> Server:
@@ -145,7 +166,7 @@ def server_of(recipe: Recipe, config: FederationConfig, secret: Callable[[], byt
     """
     asked, private = recipe.participation, recipe.privacy.clients
     noise = None
-    if private is not None:
+    if private is not None and noise_of(recipe) is None:
         noise = CentralNoise(private.noise_multiplier, private.clip, secret or partial(public, recipe.seed))
     return Server(
         config,
@@ -184,8 +205,16 @@ def _check_privacy(recipe: Recipe) -> None:
             f'method.sparsifier = "{chosen}" with [privacy.clients]: which elements a client chooses says something of '
             'its data, and noise on values does not hide it; expected "dense" or "cyclic"'
         )
-    if asked.secure_aggregation is not None:
-        raise RecipeError("[privacy.clients] with privacy.secure_aggregation: expected one of the two in this version")
+    if asked.secure_aggregation is None and recipe.wire.sum is not None:
+        raise RecipeError(
+            "[privacy.clients] with wire.sum and without privacy.secure_aggregation: shares of noise protect nobody "
+            "where each update is seen; leave wire.sum out, or add privacy.secure_aggregation"
+        )
+    if asked.secure_aggregation is not None and recipe.weighting != "uniform":
+        raise RecipeError(
+            f'weighting = "{recipe.weighting}" with [privacy.clients] and privacy.secure_aggregation: the sum of the '
+            'weights would be told without noise; expected weighting = "uniform"'
+        )
 
 
 def _check_ranks(recipe: Recipe) -> None:

@@ -9,7 +9,8 @@ vector of a round is
 
 so every field of a sum over n clients is within n levels. The means of what clients would have are the next round's
 steps; the server sees them alone, and sends them with the task. Steps are bfloat16 words, whose mean is nearly the
-logarithm's, and the same everywhere.
+logarithm's, and the same everywhere. Where clients add noise (`privacy.distributed`) the vector is the elements alone,
+one step serves all tensors in all rounds, and a field has room for the noise.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +26,14 @@ from fedsrd.core.tensors import Delta, Draw, SparseTensor, TensorTable, aligned
 from fedsrd.errors import FederationError, PayloadError
 from fedsrd.methods import Method, RoundContext
 from fedsrd.privacy import packed
+from fedsrd.privacy.distributed import DistributedNoise
+from fedsrd.privacy.options import ClientPrivacy
 from fedsrd.privacy.packed import Layout, Words
 from fedsrd.wire import SumOptions
 
 Array = np.ndarray[Any, Any]
+Secret = tuple[bytes, *tuple[str | int, ...]]
+"""32 bytes, and names of what they are for."""
 WHOLE = 32767
 """The weight of a client that counts as much as one can."""
 _LEAST, _MOST = 0x2000, 0x5F00
@@ -59,17 +64,46 @@ class Form:
         elements: what travels of each tensor.
         options: the recipe's.
         clients: that are asked.
+        private: the noise that every client adds, and how many shares of it a sum has at least; None: none.
     """
 
     table: TensorTable
     elements: Mapping[str, Draw | None]
     options: SumOptions
     clients: int
+    private: tuple[ClientPrivacy, int] | None = None
 
     @classmethod
-    def of(cls, method: Method, table: TensorTable, options: SumOptions, context: RoundContext, clients: int) -> "Form":
+    def of(
+        cls,
+        method: Method,
+        table: TensorTable,
+        options: SumOptions,
+        context: RoundContext,
+        clients: int,
+        private: tuple[ClientPrivacy, int] | None = None,
+    ) -> "Form":
         """The form of a method's round."""
-        return cls(table, method.elements(table, context), options, clients)
+        return cls(table, method.elements(table, context), options, clients, private)
+
+    @cached_property
+    def noise(self) -> DistributedNoise | None:
+        """What the clients of the round add."""
+        if self.private is None:
+            return None
+        asked, shares = self.private
+        count = sum(self.counts.values())
+        return DistributedNoise(asked.noise_multiplier, asked.clip, self.options.levels, shares, self.clients, count)
+
+    @property
+    def most(self) -> int:
+        """The largest integer of a sum over all clients that are asked."""
+        return self.clients * self.options.levels + (0 if self.noise is None else self.noise.reach)
+
+    @property
+    def numbers(self) -> int:
+        """How many 16-bit numbers follow the elements: none under noise, which they have not."""
+        return 0 if self.private is not None else len(self.elements) + (self.options.examples is not None)
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -85,10 +119,7 @@ class Form:
     @cached_property
     def layout(self) -> Layout:
         """How the vector lies in words."""
-        entries = len(self.elements) + (self.options.examples is not None)
-        return Layout(
-            packed.bits_for(self.clients, self.options.levels), sum(self.counts.values()) + entries * self.digits
-        )
+        return Layout(packed.bits_for(1, self.most), sum(self.counts.values()) + self.numbers * self.digits)
 
     @property
     def base(self) -> int:
@@ -129,6 +160,8 @@ class SumCodec:
         seed: of the rounding; each client's own.
         examples: the client's number of them.
         mask: adds masks to packed words, in place; None: they travel as they are.
+        secret: what noise comes from, where the form has any: 32 bytes that the server does not have, and names of what
+            it is for.
     """
 
     def __init__(
@@ -138,6 +171,7 @@ class SumCodec:
         seed: int,
         examples: int,
         mask: Callable[[Words], None] | None = None,
+        secret: Secret | None = None,
     ) -> None:
         self._form = form
         self._steps = dict(zip(form.elements, (_number(word) for word in terms.steps), strict=True))
@@ -146,7 +180,11 @@ class SumCodec:
         cap = form.options.examples
         self._weight = WHOLE if cap is None else max(1, round(WHOLE * min(examples, cap) / cap))
         self._mask = mask
+        self._secret = secret
         self._last: tuple[Delta, dict[str, Array], dict[str, int]] | None = None
+        self._noise: Array | None = None
+        if form.noise is not None:
+            self._steps = dict.fromkeys(self._steps, form.noise.step)
 
     def received(self, delta: Delta) -> Delta:
         """What the sum has of it, before it is weighed. Raises ValueError as `payload`."""
@@ -172,15 +210,18 @@ class SumCodec:
         """
         levels, wanted = self._rounded(delta)
         form = self._form
-        vector = np.empty(form.layout.count, dtype=np.int16)
+        vector = np.empty(form.layout.count, dtype=np.int16 if self._noise is None else np.int64)
         at = 0
         for name, count in form.counts.items():
             vector[at : at + count] = levels[name]
             at += count
-        numbers = [wanted[name] for name in form.elements]
-        if form.options.examples is not None:
-            numbers.append(self._weight)
-        vector[at:] = [digit for number in numbers for digit in form.written(number)]
+        if self._noise is None:
+            numbers = [wanted[name] for name in form.elements]
+            if form.options.examples is not None:
+                numbers.append(self._weight)
+            vector[at:] = [digit for number in numbers for digit in form.written(number)]
+        else:
+            np.add(vector, self._noise, out=vector)
         words = packed.pack(vector, form.layout)
         if self._mask is not None:
             self._mask(words)
@@ -191,9 +232,14 @@ class SumCodec:
         if self._last is None or self._last[0] is not delta:
             if other := sorted(set(delta) - set(self._form.elements)):
                 raise ValueError(f"{other[0]} does not travel in this round")
+            counts = self._form.counts
+            values = {name: self._values(name, count, delta.get(name)) for name, count in counts.items()}
+            if self._form.noise is not None:
+                self._last = (delta, self._noised(self._form.noise, values), {})
+                return self._last[1], self._last[2]
             levels, wanted = {}, {}
-            for name, count in self._form.counts.items():
-                levels[name], wanted[name] = self._of_tensor(name, self._values(name, count, delta.get(name)))
+            for name in counts:
+                levels[name], wanted[name] = self._of_tensor(name, values[name])
             self._last = (delta, levels, wanted)
         return self._last[1], self._last[2]
 
@@ -208,6 +254,14 @@ class SumCodec:
         if not np.isfinite(values).all():
             raise ValueError(f"{name}: a value is NaN or infinite")
         return np.asarray(values)
+
+    def _noised(self, noise: DistributedNoise, values: Mapping[str, Array]) -> dict[str, Array]:
+        """The integers of all tensors together, without their noise, which is kept for the payload."""
+        if self._secret is None:
+            raise ValueError("noise is asked for, and there is no secret to draw it from")
+        whole = np.concatenate(list(values.values())) if values else np.empty(0, dtype=np.float32)
+        levels, self._noise = noise.share(whole, *self._secret)
+        return dict(zip(values, _split(levels, [len(one) for one in values.values()]), strict=False))
 
     def _of_tensor(self, name: str, values: Array) -> tuple[Array, int]:
         options, step = self._form.options, np.float32(self._steps[name])
@@ -297,26 +351,33 @@ def opened(words: Words, form: Form, steps: Steps, clients: int) -> tuple[Delta,
         FederationError: the sum is none that so many clients can make.
     """
     vector = packed.unpack(words, form.layout)
-    most = clients * form.options.levels
+    most = clients * form.options.levels + (form.most - form.clients * form.options.levels)
     if len(vector) and (int(vector.max()) > most or int(vector.min()) < -most):
         raise FederationError(
             f"the sum has {int(np.abs(vector.astype(np.int64)).max())} in a field: {clients} clients with "
             f"{form.options.levels} levels make {most} at most, so somebody sent what is no update; nobody can tell who"
         )
     *whole, rest = _split(vector, [*form.counts.values()])
+    if form.noise is not None:
+        even = dict.fromkeys(form.elements, form.noise.step / clients)
+        return _delta(form, dict(zip(form.elements, whole, strict=True)), even), {}
     numbers = [form.read(fields, clients) for fields in rest.reshape(-1, form.digits)]
     weight = clients * WHOLE if form.options.examples is None else numbers.pop()
     wanted = dict(zip(form.elements, numbers, strict=True))
     if not clients <= weight <= clients * WHOLE or any(number > clients * 0x7F7F for number in numbers):
         raise FederationError("the sum's own numbers are none that clients send; nobody can tell who sent others")
+    factors = {name: _number(steps.words[name]) * WHOLE / weight for name in form.elements}
+    return _delta(form, dict(zip(form.elements, whole, strict=True)), factors), wanted
+
+
+def _delta(form: Form, whole: Mapping[str, Array], factors: Mapping[str, float]) -> Delta:
     found = {}
-    for (name, draw), levels in zip(form.elements.items(), whole, strict=True):
-        factor = np.float32(_number(steps.words[name]) * WHOLE / weight)
-        values = aligned(torch.from_numpy(levels.astype(np.float32) * factor))
+    for name, draw in form.elements.items():
+        values = aligned(torch.from_numpy(whole[name].astype(np.float32) * np.float32(factors[name])))
         shape = form.table.shapes[name]
         positions = None if draw is None else draw.positions(name, int(np.prod(shape)))
         found[name] = SparseTensor(shape, positions, values, draw)
-    return found, wanted
+    return found
 
 
 def _split(vector: Array, counts: list[int]) -> Iterator[Array]:

@@ -16,7 +16,7 @@ import torch
 from fedsrd import rng, wire
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, TensorTable, aligned, initial_tensors
-from fedsrd.errors import FederationError, PayloadError
+from fedsrd.errors import FederationError, PayloadError, PrivacyError
 from fedsrd.federation import sums
 from fedsrd.methods import (
     ClientContext,
@@ -29,6 +29,7 @@ from fedsrd.methods import (
     capabilities,
 )
 from fedsrd.privacy import central, packed
+from fedsrd.privacy.options import ClientPrivacy
 from fedsrd.privacy.packed import Words
 
 UNABLE = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
@@ -49,6 +50,7 @@ class FederationConfig:
         optimizer: the server's; None: the method's own, or none.
         clip: L2 norm to which an update is scaled down at the client; None: as it is.
         sum: how updates are added up as integers; None: they are not.
+        noise: what every client adds to its integers, and how many shares of it a sum has at least; None: nothing.
 
     Raises:
         RecipeError: the table has tensors that are no LoRA factors, and the method needs pairs of them.
@@ -62,6 +64,7 @@ class FederationConfig:
     optimizer: ServerOptimizer | None = None
     clip: float | None = None
     sum: wire.SumOptions | None = None
+    noise: tuple[ClientPrivacy, int] | None = None
 
     def __post_init__(self) -> None:
         if self.sum is not None:
@@ -83,7 +86,7 @@ class FederationConfig:
         """The vector of a round in which so many clients are asked, where updates are added up as integers."""
         assert self.sum is not None
         context = RoundContext(round_number, self.seed)
-        return sums.Form.of(self.method, self.uplink_table, self.sum, context, clients)
+        return sums.Form.of(self.method, self.uplink_table, self.sum, context, clients, self.noise)
 
     def downlink_table(self, clients: int) -> TensorTable:
         """The tensors of a broadcast that aggregates so many updates."""
@@ -178,11 +181,13 @@ class Summing:
         terms: of the round's sum.
         examples: the client's number of them.
         mask: adds masks to packed words, in place; None: they travel as they are.
+        secret: what noise comes from (`sums.SumCodec`).
     """
 
     terms: sums.Terms
     examples: int
     mask: Callable[[Words], None] | None = None
+    secret: sums.Secret | None = None
 
 
 def client_context(
@@ -204,15 +209,15 @@ def client_context(
         codec = Codec(config.uplink_table, config.uplink, seed, config.clip)
     else:
         form = _form(config, round_number, summing.terms)
-        codec = sums.SumCodec(form, summing.terms, seed, summing.examples, summing.mask)
+        codec = sums.SumCodec(form, summing.terms, seed, summing.examples, summing.mask, summing.secret)
     return ClientContext(round_number, config.seed, client, rank, laid(memory), codec.received, codec.size), codec
 
 
 def _form(config: FederationConfig, round_number: int, terms: sums.Terms) -> sums.Form:
     try:
         form = config.form(round_number, terms.clients)
-        packed.bits_for(terms.clients, form.options.levels)
-    except ValueError as error:
+        packed.bits_for(1, form.most)
+    except (ValueError, PrivacyError) as error:
         raise PayloadError(f"the round's sum: {error}") from None
     if len(terms.steps) != len(form.elements) or not all(0 < word < 0x7F80 for word in terms.steps):
         raise PayloadError(

@@ -18,7 +18,7 @@ from fedsrd.federation.remote.log import Log, resident_mib
 from fedsrd.federation.remote.site import is_simulation
 from fedsrd.federation.resume import restore
 from fedsrd.federation.session import EMBEDDED, Assets, Session
-from fedsrd.federation.setup import Prepared, check, config_of, method_of, server_of
+from fedsrd.federation.setup import Prepared, check, clip_of, config_of, method_of, noise_of, server_of
 from fedsrd.federation.starting import rounds_of
 from fedsrd.flower.engine import FlowerEngine, unbound_names
 from fedsrd.methods import Method, capabilities
@@ -203,6 +203,12 @@ def _judge(recipe: Recipe, prepared: Prepared, watch: _Watch, method: Method) ->
     return Session(recipe.model_copy(update={"clients": []}), prepared.lora, watch, Assets())
 
 
+def _noise(recipe: Recipe) -> dict[str, Any]:
+    """What a job says of the noise that clients add to what is masked."""
+    found = noise_of(recipe)
+    return {} if found is None else {"noise": found[0], "shares": found[1]}
+
+
 def _job(recipe: Recipe, name: str) -> Job:
     entry = next((entry for entry in recipe.clients if entry.name == name), None)
     # How many rounds there are decides on the noise, where the recipe says an epsilon.
@@ -212,8 +218,9 @@ def _job(recipe: Recipe, name: str) -> Job:
         seed=recipe.seed,
         uplink=recipe.wire.uplink,
         sum=recipe.summed,
+        **_noise(recipe),
         rank=None if entry is None else entry.rank,
-        clip=None if recipe.privacy.clients is None else recipe.privacy.clients.clip,
+        clip=clip_of(recipe),
         recipe=tables,
         data=[] if entry is None else list(entry.sections),
     )

@@ -5,11 +5,14 @@ least three bytes an element (`wire`). What is left is bounded here: broadcasts 
 server's, and everything where even the table is the server's word.
 """
 
+from collections.abc import Callable
+
 from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import PayloadError
 from fedsrd.federation import snapshot
 from fedsrd.federation.client import Client, Masking, Trainer
 from fedsrd.federation.messages import Broadcast, Start
+from fedsrd.federation.sums import Secret
 from fedsrd.federation.transition import FederationConfig
 
 OWN = 4
@@ -26,6 +29,7 @@ class GuardedClient(Client):
     Args:
         knows_model: whether the table comes from the client's own model, and not from the server.
         masking: as in `Client`.
+        secret: likewise.
     """
 
     def __init__(
@@ -37,8 +41,9 @@ class GuardedClient(Client):
         *,
         knows_model: bool = True,
         masking: Masking | None = None,
+        secret: Callable[[int], Secret] | None = None,
     ) -> None:
-        super().__init__(name, config, trainer, rank, masking=masking)
+        super().__init__(name, config, trainer, rank, masking=masking, secret=secret)
         self._knows_model = knows_model
         self._own = _elements(config)
 

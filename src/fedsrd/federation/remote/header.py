@@ -27,6 +27,7 @@ from fedsrd.federation.messages import (
     Sync,
 )
 from fedsrd.federation.secure_messages import Phase
+from fedsrd.privacy.options import ClientPrivacy
 from fedsrd.recipe import DataSection, Name, PublicKey
 from fedsrd.text import foreign
 from fedsrd.wire.options import SumOptions, WireOptions
@@ -109,6 +110,8 @@ class Job(Header):
         seed: the run's.
         uplink: how updates are coded.
         sum: how updates are added up as integers; None: they are not.
+        noise: what every client adds to its integers; None: nothing.
+        shares: of the noise that a sum has at least.
         rank: the client's own, if not the adapter's.
         clip: L2 norm to which an update is scaled down; None: as it is.
         recipe: the tables model, lora, training and privacy, and the rounds; None where the client's own code trains.
@@ -122,6 +125,8 @@ class Job(Header):
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
     uplink: WireOptions
     sum: SumOptions | None = None
+    noise: ClientPrivacy | None = None
+    shares: Annotated[int, Field(ge=2, le=1 << 16)] = 2
     rank: Annotated[int, Field(ge=1)] | None = None
     clip: Annotated[float, Field(gt=0, le=1e12)] | None = None
     recipe: dict[str, Any] | None = None

@@ -8,6 +8,8 @@ from fedsrd.federation.remote.replica import Replica
 from fedsrd.federation.remote.site import Site
 from fedsrd.federation.secure_client import OnDisk, SecureClient
 from fedsrd.federation.secure_messages import verifier
+from fedsrd.federation.sums import Secret
+from fedsrd.privacy.ledger import site_secret
 from fedsrd.text import foreign
 
 SESSION = "session.json"
@@ -29,6 +31,15 @@ def secure_client(site: Site, replica: Replica) -> SecureClient:
     sign = None if site.key is None else identity.load(site.key).sign
     verify = None if site.peers is None else verifier(site.peers)
     return SecureClient(site.name, OnDisk(replica.folder / SESSION), sign, verify)
+
+
+def noise_secret(site: Site, run: str, number: int) -> Secret:
+    """What a round's share of noise comes from: the site's own secret, which no server has.
+
+    Raises:
+        PrivacyError: it is damaged, open to others, or gone.
+    """
+    return site_secret(site.state / "privacy" / site.name), "clients", run, site.name, number
 
 
 def answered(asked: header.Secure, body: bytes, site: Site, replica: Replica) -> tuple[header.SecureReply, bytes]:

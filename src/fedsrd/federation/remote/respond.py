@@ -257,12 +257,21 @@ def _client(
     gate.rules.check_table(table)
     charge = gate.charge(order, knows_model=runtime.knows_model)
     trainer = _OnDemand(lambda: runtime.trainer(job, site, replica), charge)
-    config = FederationConfig(method, table, job.seed, job.uplink, clip=job.clip, sum=job.sum)
+    noise = None if job.noise is None else (job.noise, job.shares)
+    config = FederationConfig(method, table, job.seed, job.uplink, clip=job.clip, sum=job.sum, noise=noise)
 
     def mask(task: TrainTask, words: Words) -> None:
         masking.secure_client(site, replica).mask(task, words)
 
-    client = GuardedClient(site.name, config, trainer, job.rank, knows_model=runtime.knows_model, masking=mask)
+    client = GuardedClient(
+        site.name,
+        config,
+        trainer,
+        job.rank,
+        knows_model=runtime.knows_model,
+        masking=mask,
+        secret=lambda number: masking.noise_secret(site, order.federation, number),
+    )
     damage = replica.load(client)
     if order.reset:
         client.restore(NOTHING)
