@@ -30,6 +30,7 @@ class Site:
         simulated: whether it lives in a simulation, where the recipe is the user's own.
         key: the file of its private key (`identity`), if it has one.
         privacy: what its data may ever give away, if it says so.
+        run: the federation that asks; "" where nobody does.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Site:
     simulated: bool
     key: Path | None = None
     privacy: SitePrivacy | None = None
+    run: str = ""
 
     def sections(self, recipes: Sequence[DataSection]) -> list[DataSection]:
         """Its data: its own setting, else the recipe's.
