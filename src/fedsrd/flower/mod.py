@@ -75,7 +75,7 @@ class _Borrowed:
             )
         return table
 
-    def trainer(self, job: Job, site: Site, replica: Replica) -> Trainer:
+    def trainer(self, job: Job, site: Site) -> Trainer:
         if site.privacy is not None:
             raise PrivacyError(
                 "this site's rules ask for differential privacy of examples, and the project's own code trains here: "

@@ -48,7 +48,7 @@ class ClientRuntime(Protocol):
     def table(self, job: Job) -> TensorTable:
         """The model's trained tensors."""
 
-    def trainer(self, job: Job, site: Site, replica: Replica) -> Trainer:
+    def trainer(self, job: Job, site: Site) -> Trainer:
         """Local training; called only where there is something to train."""
 
     def evaluate(self, client: Client, job: Job, round_number: int) -> Metrics:
@@ -216,7 +216,9 @@ def _opened(
     """An order, its payloads, and whom it is for. Raises PayloadError where that is somebody else."""
     order, payload = header.unpack(message, kind)
     gate.asked = asked(order.job)
-    site = replace(site_of(settings, asked=order.name, strict=runtime.strict), privacy=gate.site.privacy)
+    site = replace(
+        site_of(settings, asked=order.name, strict=runtime.strict), privacy=gate.site.privacy, run=order.federation
+    )
     return order, payload, site, Replica(site.state, order.federation, site.name)
 
 
@@ -256,7 +258,7 @@ def _client(
     method, table = _method(job), runtime.table(job)
     gate.rules.check_table(table)
     charge = gate.charge(order, knows_model=runtime.knows_model)
-    trainer = _OnDemand(lambda: runtime.trainer(job, site, replica), charge)
+    trainer = _OnDemand(lambda: runtime.trainer(job, site), charge)
     noise = None if job.noise is None else (job.noise, job.shares)
     config = FederationConfig(method, table, job.seed, job.uplink, clip=job.clip, sum=job.sum, noise=noise)
 

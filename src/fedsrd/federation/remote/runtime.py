@@ -56,9 +56,9 @@ class RecipeRuntime:
         """From the model's config alone."""
         return shapes(_recipe(job, "client", []), self._observer, ASSETS)[0]
 
-    def trainer(self, job: Job, site: Site, replica: Replica) -> Trainer:
+    def trainer(self, job: Job, site: Site) -> Trainer:
         """Loads model and data, unless this process has them."""
-        session = self._session(job, site, replica)
+        session = self._session(job, site)
         trainer: Trainer = session.trainers()[site.name]
         return trainer
 
@@ -87,15 +87,14 @@ class RecipeRuntime:
         found = RunFolder(replica.folder).write_adapter(config, tensors)
         self._observer.say(f"Adapter: {found}")
 
-    def _session(self, job: Job, site: Site, replica: Replica) -> Session:
+    def _session(self, job: Job, site: Site) -> Session:
         recipe = _recipe(job, site.name, site.sections(job.data))
         lora = shapes(recipe, self._observer, ASSETS)[1]
-        run = replica.folder.parent.name
         if site.simulated:
-            privacy = replace(Privacy.of_run(recipe, replica.folder), run=run)
+            privacy = replace(Privacy.of_run(recipe, Replica(site.state, site.run, site.name).folder), run=site.run)
         else:
             # Of the site's data, whatever run comes: not in the run's folder, and from no seed of the server's.
-            privacy = Privacy(lambda name: site.state / "privacy" / name, site_secret, run, site.privacy)
+            privacy = Privacy(lambda name: site.state / "privacy" / name, site_secret, site.run, site.privacy)
         return Session(recipe, lora, self._observer, ASSETS, privacy)
 
 

@@ -32,6 +32,7 @@ class Site:
         key: the file of its private key (`identity`), if it has one.
         privacy: what its data may ever give away, if it says so.
         peers: the other sites' public keys by name, which they have agreed on; None: it knows none.
+        run: the federation that asks; "" where nobody does.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Site:
     key: Path | None = None
     privacy: SitePrivacy | None = None
     peers: Mapping[str, str] | None = None
+    run: str = ""
 
     def sections(self, recipes: Sequence[DataSection]) -> list[DataSection]:
         """Its data: its own setting, else the recipe's.
