@@ -8,11 +8,13 @@ the smallest decides how much of what clients disagree in is amplified. Reads a 
 """
 
 import argparse
+import json
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from harness import Result, show
+from harness import Result, machine, show
 
 from fedsrd.core import lora
 from fedsrd.core.tensors import Delta, GlobalState
@@ -69,12 +71,11 @@ def main() -> None:
         state = transition.advance(config, state, payload, clients)
         sets = [record.eval[name] for name in inside if name in record.eval]
         result.rows.append([record.round, *row, statistics.fmean(sets) if sets else None])
-    show(
-        f"conditioning-{given.run.name}",
-        result,
-        f"python benchmarks/conditioning.py {given.run.name} --store {given.store}",
-        given.store,
-    )
+    name = given.run.name
+    show(name, result, f"python benchmarks/conditioning.py {name}", None)
+    if given.store:
+        stored = {"command": f"python benchmarks/conditioning.py {name}", "machine": machine(), **asdict(result)}
+        (given.store / f"conditioning-{name}.json").write_text(json.dumps(stored, indent=1) + "\n")
 
 
 if __name__ == "__main__":
