@@ -1,9 +1,12 @@
 """Whole runs on the tiny model whose updates are integers: in the clear and masked, with the same states."""
 
+import numpy as np
 import pytest
 from test_run import run
 
-from fedsrd.errors import RecipeError
+from fedsrd import rng
+from fedsrd.errors import FederationError, RecipeError
+from fedsrd.federation import sums
 from fedsrd.runs.records import read_rounds
 
 METHODS = {
@@ -58,3 +61,29 @@ def test_noise_shared_in_the_clear_is_refused(tiny_recipe, tmp_path):
     tiny_recipe["privacy"] = {"clients": {"noise_multiplier": 1.0}}
     with pytest.raises(RecipeError, match="shares of noise protect nobody where each update is seen"):
         run(tiny_recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_integers_that_no_update_has_are_found(tiny_recipe, tmp_path, monkeypatch, masked):
+    """In the clear their sender is left out; in a masked sum nobody can tell who it was, and no round closes."""
+    payload = sums.SumCodec.payload
+
+    def lying(self, delta, *place):
+        if self._seed == rng.integer(tiny_recipe.get("seed", 0), "rounding", 1, "right"):
+            levels, wanted = self._rounded(delta)
+            name = next(iter(levels))
+            self._last = (delta, {**levels, name: np.full_like(levels[name], 2 * self._form.options.levels)}, wanted)
+        return payload(self, delta, *place)
+
+    monkeypatch.setattr(sums.SumCodec, "payload", lying)
+    tiny_recipe["method"], tiny_recipe["rounds"] = {"name": "fedavg"}, 1
+    tiny_recipe["wire"] = {"sum": {"levels": 7}}
+    if not masked:
+        run(tiny_recipe, tmp_path / "run")
+        (record,) = read_rounds(tmp_path / "run" / "rounds.jsonl")[1:]
+        assert record.rejected == {"right": "an integer of size 14; expected at most 7"}
+        return
+    tiny_recipe["privacy"] = {"secure_aggregation": {"threshold": 2}}
+    with pytest.raises(FederationError, match="somebody sent what is no update; nobody can tell who"):
+        run(tiny_recipe, tmp_path / "run")
+    assert len(read_rounds(tmp_path / "run" / "rounds.jsonl")) == 1
