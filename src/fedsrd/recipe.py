@@ -132,6 +132,9 @@ class ClientSection(_Section):
         return () if self.data is None else (self.data, *self.also)
 
 
+RobustRule = Literal["none", "krum", "multi-krum", "trimmed-mean", "median", "geometric-median"]
+
+
 class ParticipationSection(_Section):
     """Who takes part in a round, and which updates count.
 
@@ -146,6 +149,10 @@ class ParticipationSection(_Section):
         max_share: with weighting = "examples", the largest share of one client in a round: what it has above that is
             shared among the others. At 0.5 no client counts for more than all others together, and of two each counts
             for half; 1 for no bound. Where equal shares are larger, shares are equal.
+        robust: how updates become one where some clients may lie: "krum" takes the one that has the nearest neighbours,
+            "multi-krum" all but the farthest `byzantine`, "geometric-median" weighs those less that are far from the
+            rest; "trimmed-mean" and "median" go element by element, where all clients send the same elements.
+        byzantine: clients of a round that may lie.
     """
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -154,6 +161,8 @@ class ParticipationSection(_Section):
     attempts: Positive = 3
     norm_bound: Annotated[float, Field(ge=0, le=1e9)] = 10.0
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    robust: RobustRule = "none"
+    byzantine: Annotated[int, Field(ge=0, le=1 << 16)] = 1
 
 
 class EvaluationSet(_Section):

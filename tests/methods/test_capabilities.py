@@ -28,6 +28,9 @@ REFUSED = {
     "SERVER_OPTIMIZER": REFERENCES | NEW_BASE | {"flexlora"},
     "SUM_ONLY": set(methods.names()) - {"fedavg", "fedprox", "ffa-lora", "fed-dare"} - KEEPING,
     "PLANNER": REFERENCES,
+    "ROBUST": REFERENCES | {"fedsa-lora"},
+    "MASKED_SUM": set(methods.names()) - {"fedavg", "fedprox", "ffa-lora", "cyclic"},
+    "BY_ELEMENT": set(methods.names()) - {"fedavg", "fedprox", "ffa-lora", "cyclic"},
 }
 """The methods that each host refuses, with their default options."""
 
@@ -35,6 +38,9 @@ INSTEAD = {
     "LIBRARY": "use fedsrd run",
     "STRATEGY": "use FedSRD's own Flower app (docs/deploy.md)",
     "NETWORK": "use fedsrd run",
+    "MASKED_SUM": 'fedavg and its kin fit with sparsifier = "dense" or "cyclic", fedsrd-e with that and '
+    'decompose_at = "client"',
+    "BY_ELEMENT": 'take "multi-krum" or "geometric-median"',
 }
 EVERY_HOST = pytest.mark.parametrize("host", sorted(REFUSED))
 
@@ -95,6 +101,7 @@ NEEDS = {
     Need.LORA: REFUSED["PLAIN_TENSORS"],
     Need.SINGLE_UPDATES: REFUSED["SUM_ONLY"],
     Need.NO_STEP: REFUSED["SERVER_OPTIMIZER"],
+    Need.OWN_ELEMENTS: REFUSED["MASKED_SUM"],
 }
 
 

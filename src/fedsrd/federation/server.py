@@ -11,10 +11,11 @@ from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation import screening, snapshot, sums, transition
 from fedsrd.federation.ledger import Ledger
 from fedsrd.federation.messages import Broadcast, Failure, Held, Snapshot, Start, Sync, TrainTask, Update
+from fedsrd.federation.robust import BY_ELEMENT, Robust
 from fedsrd.federation.screening import History, NormBound
 from fedsrd.federation.spool import Spool
 from fedsrd.federation.transition import FederationConfig
-from fedsrd.methods import Contribution, MethodState
+from fedsrd.methods import Contribution, MethodState, RoundContext
 from fedsrd.privacy import central
 from fedsrd.privacy.packed import Words
 
@@ -82,6 +83,7 @@ class Server:
             left out would depend on the others' data. None for none.
         far: about how far a round's training moves an element at most, for the first steps where updates are added up
             as integers.
+        robust: how updates become one where some clients may lie; None: the method's own way.
 
     Attributes:
         state: the global state.
@@ -104,6 +106,7 @@ class Server:
         max_share: float = 0.5,
         noise: central.CentralNoise | None = None,
         far: float = 1e-3,
+        robust: Robust | None = None,
     ) -> None:
         self.config = config
         self.state = config.start()
@@ -120,6 +123,7 @@ class Server:
         self._max_share = max_share
         self._norm_bound = None if noise is not None else norm_bound
         self._noise = noise
+        self._robust = robust
         self._snapshot: Snapshot | None = None
 
     def restore(self, state: GlobalState, memory: MethodState | None = None) -> None:
@@ -332,14 +336,21 @@ class Server:
         self, found: list[_Candidate], rejected: list[Failure], number: int
     ) -> tuple[transition.Closed, list[_Candidate]]:
         """The round closed with those that it can close with; the others are added to `rejected`."""
+        found, judged = self._judged(found, rejected, number)
 
         def close(places: Sequence[int]) -> transition.Closed:
             chosen = [found[place] for place in places]
+            weights = self._weights(chosen) if judged is None else _shares([judged[place] for place in places])
             contributions = [
                 Contribution(one.update.client, one.delta, weight, self._ranks.get(one.update.client))
-                for one, weight in zip(chosen, self._weights(chosen), strict=True)
+                for one, weight in zip(chosen, weights, strict=True)
             ]
             clients = max(len(self.roster), len(self.ledger.known), len(chosen))
+            if self._robust is not None and self._robust.rule in BY_ELEMENT:
+                context = RoundContext(number, self.config.seed)
+                elements = self.config.method.elements(self.config.uplink_table, context)
+                total = self._robust.total(self.config.uplink_table, elements, [one.delta for one in chosen])
+                return transition.close_sum(self.config, self.state, total, len(chosen), self.memory, clients)
             if self._noise is not None:
                 total = self._noised(contributions, number)
                 return transition.close_sum(self.config, self.state, total, len(chosen), self.memory, clients)
@@ -351,6 +362,18 @@ class Server:
         if closed is None or len(left) < self._minimum:
             raise self._too_few(len(left), rejected, number)
         return closed, left
+
+    def _judged(
+        self, found: list[_Candidate], rejected: list[Failure], number: int
+    ) -> tuple[list[_Candidate], list[float] | None]:
+        """Those that count by the robust rule, with their weights; the others are added to `rejected`."""
+        if self._robust is None:
+            return found, None
+        if len(found) < self._robust.least:
+            raise self._too_few(len(found), rejected, number, self._robust.least)
+        verdict = self._robust.judge(self.state, [one.delta for one in found], self._weights(found))
+        rejected += [Failure(found[place].update.client, number, reason) for place, reason in verdict.reasons.items()]
+        return [found[place] for place in verdict.weights], list(verdict.weights.values())
 
     def _noised(self, contributions: Sequence[Contribution], number: int) -> Delta:
         assert self._noise is not None
@@ -370,3 +393,8 @@ class Server:
         if self._weighting == "uniform":
             return [1 / len(found)] * len(found)
         return screening.shares([one.update.examples or 1 for one in found], self._max_share)
+
+
+def _shares(weights: Sequence[float]) -> list[float]:
+    whole = sum(weights)
+    return [weight / whole for weight in weights]

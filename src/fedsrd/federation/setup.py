@@ -13,6 +13,8 @@ from fedsrd import methods
 from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import RecipeError
 from fedsrd.explain import explain
+from fedsrd.federation.robust import BY_ELEMENT, Robust, least
+from fedsrd.federation.sampling import share
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Assets, Observer, check_data
 from fedsrd.federation.transition import FederationConfig
@@ -77,6 +79,7 @@ def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[TensorTab
         assets.get(partial(check_data, data, owner), "checked", data)
     _check_ranks(recipe)
     _check_privacy(recipe)
+    _check_robust(recipe)
     optimizer_of(method_of(recipe.method), recipe.server_optimizer)
     for name in recipe.evaluation.benchmarks:
         embedded.named(name)
@@ -177,6 +180,7 @@ def server_of(recipe: Recipe, config: FederationConfig, secret: Callable[[], byt
         max_share=asked.max_share,
         noise=noise,
         far=recipe.training.learning_rate * recipe.training.steps,
+        robust=None if asked.robust == "none" else Robust(asked.robust, asked.byzantine),
     )
 
 
@@ -214,6 +218,32 @@ def _check_privacy(recipe: Recipe) -> None:
         raise RecipeError(
             f'weighting = "{recipe.weighting}" with [privacy.clients] and privacy.secure_aggregation: the sum of the '
             'weights would be told without noise; expected weighting = "uniform"'
+        )
+
+
+def _check_robust(recipe: Recipe) -> None:
+    """Refuses a robust rule that cannot hold. Raises RecipeError."""
+    asked, method = recipe.participation, method_of(recipe.method)
+    if asked.robust == "none":
+        return
+    where = f'participation.robust = "{asked.robust}"'
+    if recipe.privacy.secure_aggregation is not None:
+        raise RecipeError(
+            f"{where} with privacy.secure_aggregation: the server sees the sum of the updates and can judge none of "
+            "them; expected one of the two"
+        )
+    if recipe.summed is not None or recipe.privacy.clients is not None:
+        other = "wire.sum" if recipe.summed is not None else "[privacy.clients]"
+        raise RecipeError(f"{where} with {other}: it needs each update as it is; expected one of the two")
+    capabilities.check(method, capabilities.ROBUST, where)
+    if asked.robust in BY_ELEMENT:
+        capabilities.check(method, capabilities.BY_ELEMENT, where)
+    count = share(len(recipe.clients), asked.fraction, asked.minimum)
+    needed = least(asked.robust, asked.byzantine)
+    if count < needed:
+        raise RecipeError(
+            f"{where} with participation.byzantine = {asked.byzantine}: {count} clients are asked in a round; expected "
+            f"at least {needed}, or fewer that may lie"
         )
 
 

@@ -58,7 +58,13 @@ SUM_ONLY = Host("a server that sees only the sum", frozenset({Need.SINGLE_UPDATE
 MASKED_SUM = Host(
     "a sum of masked integers",
     frozenset({Need.SINGLE_UPDATES, Need.OWN_ELEMENTS, Need.PERSONAL, Need.REFERENCE, Need.POOLED, Need.BASE_CHANGE}),
-    'set method.sparsifier = "cyclic" or "dense" (and for fedsrd-e decompose_at = "client")',
+    'fedavg and its kin fit with sparsifier = "dense" or "cyclic", fedsrd-e with that and decompose_at = "client"',
+)
+ROBUST = Host("a robust aggregate", frozenset({Need.PERSONAL, Need.REFERENCE, Need.POOLED}))
+BY_ELEMENT = Host(
+    "an aggregate element by element",
+    frozenset({Need.SINGLE_UPDATES, Need.OWN_ELEMENTS, Need.PERSONAL, Need.REFERENCE, Need.POOLED}),
+    'take "multi-krum" or "geometric-median"',
 )
 PLANNER = Host("fedsrd plan", frozenset({Need.REFERENCE}))
 

@@ -1,0 +1,122 @@
+"""Rounds in which a client lies: robust rules leave it out, or keep it from moving the rest."""
+
+import json
+
+import pytest
+from test_run import run
+
+from fedsrd import recipe as recipes
+from fedsrd.core.tensors import SparseTensor
+from fedsrd.errors import FederationError, RecipeError
+from fedsrd.federation import setup, transition
+from fedsrd.federation.session import Assets
+from fedsrd.runs.records import read_rounds
+
+LIAR = "c4"
+RULES = ["krum", "multi-krum", "geometric-median", "trimmed-mean", "median"]
+
+
+def five(tree, tmp_path, **participation):
+    """Five clients with like data."""
+    tree["clients"] = []
+    for place in range(5):
+        rows = [{"instruction": f"add {i} and {i}", "response": f"it is {2 * i}"} for i in range(8)]
+        file = tmp_path / f"c{place}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        tree["clients"].append({"name": f"c{place}", "data": {"source": str(file)}})
+    tree["training"] |= {"steps": 2, "learning_rate": 1e-3}
+    tree["participation"] = {"norm_bound": 0, **participation}
+    tree["rounds"] = 2
+    return tree
+
+
+@pytest.fixture
+def lying(monkeypatch):
+    """The last client sends the opposite of its update, ten times as long."""
+    update = transition.update
+
+    def lied(config, plan, after, context):
+        delta, kept = update(config, plan, after, context)
+        if context.client == LIAR:
+            delta = {n: SparseTensor(s.shape, s.positions, s.values * -10, s.draw) for n, s in delta.items()}
+        return delta, kept
+
+    monkeypatch.setattr(transition, "update", lied)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedsrd", "cyclic"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_liar_does_not_move_the_rest(tiny_recipe, tmp_path, lying, rule, method):
+    """Beside what the same rule makes of honest clients, the model ends much nearer than without a rule."""
+    if method == "fedsrd" and rule in ("trimmed-mean", "median"):
+        return
+    tree = five(tiny_recipe, tmp_path)
+    tree["method"] = {"name": method} | ({"damping": 0.1} if method == "fedsrd" else {})
+
+    def model(name, **participation):
+        tree["participation"] = {"norm_bound": 0, **participation}
+        summary, _ = run(tree, tmp_path / name)
+        return summary.final.in_domain
+
+    undefended = model("undefended")
+    defended = model("defended", robust=rule)
+    tree["clients"].pop()
+    honest = model("honest")
+    assert defended < undefended
+    assert abs(defended - honest) < 0.5 * (undefended - honest)
+    if rule in ("krum", "multi-krum"):
+        for record in read_rounds(tmp_path / "defended" / "rounds.jsonl")[1:]:
+            assert f"left out by {rule}" in record.rejected[LIAR]
+
+
+def test_too_few_updates_for_the_rule_is_a_round_that_does_not_count(tiny_recipe, tmp_path, monkeypatch):
+    tree = five(tiny_recipe, tmp_path, robust="krum", attempts=1)
+    update = transition.update
+
+    def failing(config, plan, after, context):
+        if context.client == LIAR:
+            raise ValueError("no update")
+        return update(config, plan, after, context)
+
+    monkeypatch.setattr(transition, "update", failing)
+    with pytest.raises(FederationError, match="4 of at least 5 clients sent a usable update"):
+        run(tree, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"participation": {"robust": "krum", "byzantine": 2}}, "5 clients are asked in a round; expected at least 7"),
+        (
+            {"method": {"name": "fedavg"}, "participation": {"robust": "median", "fraction": 0.4}},
+            "2 clients are asked in a round; expected at least 3",
+        ),
+        ({"method": {"name": "flasc"}, "participation": {"robust": "median"}}, "flasc"),
+        ({"method": {"name": "fedsrd"}, "participation": {"robust": "trimmed-mean"}}, 'take "multi-krum"'),
+        ({"method": {"name": "local"}, "participation": {"robust": "krum"}}, "local ends with a model"),
+        (
+            {"method": {"name": "fedavg"}, "privacy": {"secure_aggregation": {"threshold": 3}}},
+            "the server sees the sum of the updates and can judge none of them",
+        ),
+        ({"method": {"name": "fedavg"}, "wire": {"sum": {}}}, "with wire.sum: it needs each update as it is"),
+        (
+            {"method": {"name": "fedavg"}, "privacy": {"clients": {"noise_multiplier": 1.0}}},
+            r"with \[privacy.clients\]: it needs each update",
+        ),
+    ],
+)
+def test_what_cannot_hold_is_refused(tiny_recipe, tmp_path, changes, message):
+    tree = five(tiny_recipe, tmp_path, robust="krum")
+    tree |= changes
+    with pytest.raises(RecipeError, match=message):
+        setup.check(recipes.parse(tree), Quiet(), Assets())
+
+
+class Quiet:
+    def say(self, text):
+        pass
+
+    warn = round_done = say
+
+    def activity(self, *args):
+        pass
