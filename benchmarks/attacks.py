@@ -1,11 +1,11 @@
 """Clients that lie, and what stops them: six attacks against the norm bound and the robust rules.
 
     nice -n 19 python benchmarks/attacks.py [--store benchmarks/results] [--clients 4 16] [--methods fedavg]
-        [--attacks none flip ...] [--defences none bound ...] [--work FOLDER]
+        [--attacks none flip ...] [--defences none bound ...]
 
-Embedded main with few rounds: of four clients one lies (code, the first), of sixteen the four that hold code. Attacks on
-the update: its sign flipped ("flip"), nine times as long ("scale"), noise of three times its norm ("noise"), and a small
-opposite step ("small", -0.3 of it: nearer to everybody than honest clients are to each other, so that rules which
+Embedded main with few rounds: of four clients one lies (code, the first), of sixteen the four that hold code. Attacks
+on the update: its sign flipped ("flip"), nine times as long ("scale"), noise of three times its norm ("noise"), and a
+small opposite step ("small", -0.3 of it: nearer to everybody than honest clients are to each other, so that rules which
 trust near ones trust it; an inner-product manipulation, Xie et al., arXiv 1903.03936). Attacks on the data: responses
 exchanged ("labels"), and a backdoor ("backdoor"): in half of the examples a trigger word before the instruction and one
 fixed response, and the update three times as long. Success of the backdoor: the share of triggered held-out prompts for
