@@ -19,7 +19,7 @@ def comparisons(folder):
 
 
 def test_the_papers_experiments_exist_for_the_paper_and_for_two_cores():
-    assert comparisons("embedded") == EXPERIMENTS | {"budgets", "main", "participation", "server-optimizers"}
+    assert comparisons("embedded") == EXPERIMENTS | {"budgets", "main", "participation", "secure", "server-optimizers"}
     assert comparisons("paper") == EXPERIMENTS | {"main-llama", "main-qwen", "base-llama", "base-qwen"}
 
 
