@@ -87,3 +87,55 @@ def test_integers_that_no_update_has_are_found(tiny_recipe, tmp_path, monkeypatc
     with pytest.raises(FederationError, match="somebody sent what is no update; nobody can tell who"):
         run(tiny_recipe, tmp_path / "run")
     assert len(read_rounds(tmp_path / "run" / "rounds.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"privacy": {"secure_aggregation": {"threshold": 3}}}, "2 of 2 clients are asked in a round; expected 2 to 2"),
+        (
+            {"privacy": {"secure_aggregation": {"threshold": 2}}, "participation": {"fraction": 0.5}},
+            "1 of 2 clients are asked in a round; expected 1 to 1: more than half, and at most all, and at least two",
+        ),
+        (
+            {"privacy": {"secure_aggregation": {"threshold": 2}}, "method": {"name": "fedsrd"}},
+            "fedsrd needs every client's own update, not their sum and lets each client choose",
+        ),
+        ({"wire": {"sum": {}}, "method": {"name": "sparseloco"}}, "sparseloco lets each client choose"),
+        (
+            {"wire": {"sum": {}}, "weighting": "examples"},
+            "the server sees no single update that it could weigh; expected wire.sum.examples",
+        ),
+        ({"wire": {"sum": {"examples": 9}}}, 'expected weighting = "examples", or neither'),
+        ({"wire": {"sum": {"levels": 1}, "uplink": {"values": "int8"}}}, "both say how updates travel"),
+        ({"privacy": {"secure_aggregation": {"threshold": 1}}}, "privacy.secure_aggregation.threshold = 1"),
+    ],
+)
+def test_what_cannot_be_added_up_or_unmasked_is_refused(tiny_recipe, tmp_path, changes, message):
+    tiny_recipe["method"] = {"name": "fedavg"}
+    with pytest.raises(RecipeError, match=message):
+        run({**tiny_recipe, **changes}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_clients_weigh_themselves_by_numbers_that_they_do_not_tell(tiny_recipe, tmp_path):
+    """As the dense mean with those weights."""
+    tiny_recipe["method"], tiny_recipe["weighting"], tiny_recipe["rounds"] = {"name": "fedavg"}, "examples", 1
+    tiny_recipe["clients"][1]["data"]["limit"] = 2
+    tiny_recipe["participation"] = {"max_share": 1.0}
+    plain, _ = run(tiny_recipe, tmp_path / "plain")
+    tiny_recipe["wire"] = {"sum": {"levels": 32767, "examples": 20}}
+    tiny_recipe["privacy"] = {"secure_aggregation": {"threshold": 2}}
+    masked, _ = run(tiny_recipe, tmp_path / "masked")
+    tiny_recipe["wire"]["sum"]["examples"] = 1
+    even, _ = run(tiny_recipe, tmp_path / "even")
+    weighed, alike = (abs(found.final.in_domain - plain.final.in_domain) for found in (masked, even))
+    assert weighed < 1e-3
+    assert alike > 3 * weighed
+
+
+def test_few_levels_without_feedback_are_warned_of(tiny_recipe, tmp_path):
+    tiny_recipe["method"], tiny_recipe["rounds"] = {"name": "fedavg"}, 1
+    tiny_recipe["wire"] = {"sum": {"levels": 1}}
+    _, observer = run(tiny_recipe, tmp_path / "run")
+    assert any("without error feedback" in text for text in observer.warned)

@@ -26,6 +26,9 @@ from fedsrd.privacy.terms import needed
 from fedsrd.recipe import Recipe, chosen_method
 from fedsrd.runs.folder import RunFolder
 
+FEW = 7
+"""Levels of a sum that need error feedback, if there are fewer."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -80,6 +83,7 @@ def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[TensorTab
     _check_ranks(recipe)
     _check_privacy(recipe)
     _check_robust(recipe)
+    _check_sums(recipe, observer)
     optimizer_of(method_of(recipe.method), recipe.server_optimizer)
     for name in recipe.evaluation.benchmarks:
         embedded.named(name)
@@ -219,6 +223,41 @@ def _check_privacy(recipe: Recipe) -> None:
             f'weighting = "{recipe.weighting}" with [privacy.clients] and privacy.secure_aggregation: the sum of the '
             'weights would be told without noise; expected weighting = "uniform"'
         )
+
+
+def _check_sums(recipe: Recipe, observer: Observer) -> None:
+    """Refuses what cannot be added up, or not be unmasked. Raises RecipeError."""
+    options, secure = recipe.summed, recipe.privacy.secure_aggregation
+    if options is None:
+        return
+    method, where = method_of(recipe.method), "wire.sum" if secure is None else "privacy.secure_aggregation"
+    capabilities.check(method, capabilities.MASKED_SUM, f"{where} with method.name = {method.name!r}")
+    if recipe.weighting == "examples" and options.examples is None:
+        raise RecipeError(
+            f'weighting = "examples" with {where}: the server sees no single update that it could weigh; expected '
+            'wire.sum.examples, as how many a client counts at most, or weighting = "uniform"'
+        )
+    if recipe.weighting == "uniform" and options.examples is not None:
+        raise RecipeError('wire.sum.examples with weighting = "uniform": expected weighting = "examples", or neither')
+    if options.levels < FEW and getattr(method.options, "feedback", "none") == "none":
+        observer.warn(
+            f"wire.sum.levels = {options.levels} without error feedback: what rounding takes is lost; set "
+            f'method.feedback = "ef14", or levels of {FEW} and more'
+        )
+    if secure is None:
+        return
+    from fedsrd.privacy.secure import crypto
+
+    crypto.needed()
+    asked = recipe.participation
+    count = share(len(recipe.clients), asked.fraction, asked.minimum)
+    if not count < 2 * secure.threshold <= 2 * count:
+        raise RecipeError(
+            f"privacy.secure_aggregation.threshold = {secure.threshold}: {count} of {len(recipe.clients)} clients are "
+            f"asked in a round; expected {count // 2 + 1} to {count}: more than half, and at most all"
+            + (", and at least two clients" if count < 2 else "")
+        )
+    observer.say("Secure aggregation: the server sees sums alone, so that participation.norm_bound is not applied")
 
 
 def _check_robust(recipe: Recipe) -> None:
