@@ -221,3 +221,19 @@ def read(payload, tensors):
         values = iter([(next(levels) - limit) * own[name][e // block] for name in positions for e in positions[name]])
     assert body.at == len(body.data)
     return {name: {e: next(values) for e in where} for name, where in positions.items()}
+
+
+def integers(payload, tensors, count):
+    """The integers of a sum, from 0 to 2^k - 1."""
+    magic, version, kind, flags, coding, type_, reserved, bits, _, _, digest = struct.unpack(
+        "<4sBBBBB3sIII16s", payload[:40]
+    )
+    assert (magic, version, kind, flags, coding, type_, reserved) == (b"FSRD", 4, 4, 0, 0, 0, bytes(3))
+    assert digest == table_digest(tensors)
+    assert hashlib.blake2b(payload[:-16], digest_size=16).digest() == payload[-16:]
+    assert 1 <= bits <= 32
+    fields = 64 // bits
+    words = struct.unpack(f"<{(len(payload) - 56) // 8}Q", payload[40:-16])
+    assert len(words) == -(-count // fields)
+    assert all(word >> (bits * fields) == 0 for word in words)
+    return [words[i % len(words)] >> (i // len(words) * bits) & ((1 << bits) - 1) for i in range(count)]

@@ -23,8 +23,10 @@ from fedsrd.wire import (
     WireOptions,
     decode,
     decode_delta,
+    decode_sum,
     encode_delta,
     encode_start,
+    encode_sum,
     positions,
     quantise,
     read_header,
@@ -314,6 +316,37 @@ def test_golden_payloads(values, positions, threshold):
 def test_the_golden_start():
     assert encode_start(0x0102030405060708, GOLDEN_TABLE) == (GOLDEN / "v4-start.fsrd").read_bytes()
     assert tensor_name("layers.0.q_proj", "B") in GOLDEN_TABLE.shapes
+
+
+def packed_words(bits, numbers):
+    """As the page says it, in plain Python."""
+    fields = 64 // bits
+    words = [0] * -(-len(numbers) // fields)
+    for place, number in enumerate(numbers):
+        words[place % len(words)] |= (number % (1 << bits)) << (place // len(words) * bits)
+    return struct.pack(f"<{len(words)}Q", *words)
+
+
+@given(st.integers(1, 32), st.lists(st.integers(-(1 << 31), 1 << 31), min_size=1, max_size=200))
+def test_sums_are_what_the_reference_reads(bits, numbers):
+    payload = encode_sum(packed_words(bits, numbers), bits, GOLDEN_TABLE, 7, 6)
+    theirs = reference.integers(payload, as_the_reference_has_it(GOLDEN_TABLE), len(numbers))
+    assert theirs == [number % (1 << bits) for number in numbers]
+    size = len(payload) - 56
+    assert bytes(decode_sum(payload, size, bits, GOLDEN_TABLE, 7, 6)) == packed_words(bits, numbers)
+    for wrong in ((size + 8, bits, 7, 6), (size - 8, bits, 7, 6), (size, bits % 32 + 1, 7, 6), (size, bits, 8, 6)):
+        with pytest.raises(PayloadError):
+            decode_sum(payload, wrong[0], wrong[1], GOLDEN_TABLE, wrong[2], wrong[3])
+    with pytest.raises(PayloadError, match="a sum payload: expected an uplink or downlink"):
+        decode_delta(payload, GOLDEN_TABLE)
+    assert inspect_payload(payload, GOLDEN_TABLE)["bits_of_an_integer"] == bits
+
+
+def test_the_golden_sum():
+    numbers = [number % 19 - 9 for number in range(41)]
+    made = encode_sum(packed_words(5, numbers), 5, GOLDEN_TABLE, 7, 6)
+    assert made == (GOLDEN / "v4-sum.fsrd").read_bytes()
+    assert reference.integers(made, as_the_reference_has_it(GOLDEN_TABLE), 41) == [number % 32 for number in numbers]
 
 
 @pytest.mark.parametrize("old", ["v2-float32-gaps", "v3-float32-gaps", "v3-int8-auto", "v3-start"])

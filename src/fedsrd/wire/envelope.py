@@ -16,6 +16,8 @@ FORMAT_VERSION = 4
 _HEADER = struct.Struct("<4sBBBBB3sIII16s")
 _CHECKSUM = 16
 HEADER_SIZE = _HEADER.size
+OUTSIDE = HEADER_SIZE + _CHECKSUM
+"""Bytes of a payload besides its body."""
 _WORD = 1 << 32
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedsrd.core.tensors import TensorTable
-from fedsrd.wire.envelope import FORMAT_VERSION, Kind, decode_start, read_header
+from fedsrd.wire.envelope import FORMAT_VERSION, OUTSIDE, Kind, decode_start, read_header
 from fedsrd.wire.payload import Travels, decode
 from fedsrd.wire.positions import CODECS, bernoulli_bits
 from fedsrd.wire.values import TYPES
@@ -36,6 +36,14 @@ def inspect_payload(payload: bytes, table: TensorTable | None = None) -> dict[st
     }
     if header.kind is Kind.START:
         return found if table is None else {**found, "seed": decode_start(payload, table)}
+    if header.kind is Kind.SUM:
+        return found | {
+            "round": header.round,
+            "applies_to_version": header.version,
+            "bits_of_an_integer": header.block,
+            "integers_at_most": (len(payload) - OUTSIDE) // 8 * (64 // max(header.block, 1)),
+            "masked": "cannot be told",
+        }
     found |= {
         "round": header.round,
         "applies_to_version": header.version,
