@@ -101,6 +101,22 @@ class Form:
         return self.clients * self.options.levels + (0 if self.noise is None else self.noise.reach)
 
     @property
+    def bits(self) -> int:
+        """Of a field, so that a sum over all that are asked is exact.
+
+        Raises:
+            ValueError: that is more than 32.
+        """
+        bits = (2 * self.most).bit_length()
+        if bits > 32:
+            noise = "" if self.noise is None else ", and their noise,"
+            raise ValueError(
+                f"{self.clients} clients with {self.options.levels} levels{noise} need {bits} bits an element: "
+                "expected at most 32; take fewer levels"
+            )
+        return bits
+
+    @property
     def numbers(self) -> int:
         """How many 16-bit numbers follow the elements: none under noise, which they have not."""
         return 0 if self.private is not None else len(self.elements) + (self.options.examples is not None)
@@ -119,7 +135,7 @@ class Form:
     @cached_property
     def layout(self) -> Layout:
         """How the vector lies in words."""
-        return Layout(packed.bits_for(1, self.most), sum(self.counts.values()) + self.numbers * self.digits)
+        return Layout(self.bits, sum(self.counts.values()) + self.numbers * self.digits)
 
     @property
     def base(self) -> int:

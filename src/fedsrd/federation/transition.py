@@ -28,7 +28,7 @@ from fedsrd.methods import (
     ServerOptimizer,
     capabilities,
 )
-from fedsrd.privacy import central, packed
+from fedsrd.privacy import central
 from fedsrd.privacy.options import ClientPrivacy
 from fedsrd.privacy.packed import Words
 
@@ -216,7 +216,7 @@ def client_context(
 def _form(config: FederationConfig, round_number: int, terms: sums.Terms) -> sums.Form:
     try:
         form = config.form(round_number, terms.clients)
-        packed.bits_for(1, form.most)
+        _ = form.bits
     except (ValueError, PrivacyError) as error:
         raise PayloadError(f"the round's sum: {error}") from None
     if len(terms.steps) != len(form.elements) or not all(0 < word < 0x7F80 for word in terms.steps):
