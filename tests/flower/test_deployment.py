@@ -11,6 +11,7 @@ import pytest
 from deployment import Deployment, block
 
 from fedsrd.federation.remote.audit import Audit, chain
+from fedsrd.runs.folder import RunFolder
 
 pytestmark = pytest.mark.deployment
 SITES = ["st-mary", "charite", "ucsf"]
@@ -62,6 +63,41 @@ def test_three_sites_and_one_that_is_killed_and_comes_back(deployment, tiny_mode
         assert rounds >= {record.round for record in deployment.records()[1:] if site in record.bytes_up}
         assert all("loss" not in line.told and line.rules for line in left)
     assert "Round 6/6" in deployment.output
+    assert "Traceback" not in deployment.output
+
+
+def test_sites_that_send_nothing_but_masked_updates(deployment, tiny_model, tmp_path):
+    """Keys, a peers file and rules; a site is killed and comes back; the states are those of integers in the clear."""
+    text = recipe(tiny_model, rounds=3, minimum=2, deadline=60)
+    summed = text + "\n[wire.sum]\nlevels = 127\n"
+    deployment.set_up(summed + "\n[privacy.secure_aggregation]\nthreshold = 2\n")
+    deployment.agree()
+    for site in SITES:
+        deployment.supernode(site)
+    deployment.run()
+    deployment.wait_for_round(1)
+    deployment.kill("ucsf")
+    deployment.wait_for_round(2)
+    deployment.supernode("ucsf")
+    summary = deployment.wait_for_the_end(500)
+    assert set(deployment.digests().values()) == {(3, summary.digest)}
+    for site in SITES:
+        state = deployment.folder(site) / "state"
+        left = [entry.line for entry, problem in chain(Audit(state / "audit").entries()) if problem is None]
+        assert "secure-reply" in {line.kind for line in left}
+        assert all(line.told.get("masked") for line in left if line.is_update)
+        (kept,) = state.glob(f"*/{site}/session.json")
+        assert json.loads(kept.read_text())["client"] == ""
+    # Of the first round all three are in the sum, as in one process.
+    for site in SITES:
+        data = deployment.folder(site) / "data.jsonl"
+        summed = summed.replace(f'name = "{site}",', f'name = "{site}", data = {{ source = "{data}" }},')
+    summed = re.sub(r'key = "[^"]*"', 'key = ""', summed).replace(', key = ""', "")
+    (tmp_path / "calm.toml").write_text(summed)
+    command = ["fedsrd", "run", str(tmp_path / "calm.toml"), "--out", str(tmp_path / "calm"), "--set", "rounds=1"]
+    done = subprocess.run(command, env=deployment.env, capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert deployment.records()[1].digest == RunFolder(tmp_path / "calm").records()[1].digest
     assert "Traceback" not in deployment.output
 
 

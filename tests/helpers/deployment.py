@@ -131,10 +131,22 @@ class Deployment:
             assert count == 1
         (self.server / "recipe.toml").write_text(recipe, encoding="utf-8")
 
+    def agree(self):
+        """The sites exchange their public keys, and let nothing out unmasked."""
+        keys = {site: (self.folder(site) / "name.pub").read_text().strip() for site in self.sites}
+        for site in self.sites:
+            lines = "".join(f'{name} = "{key}"\n' for name, key in keys.items())
+            (self.folder(site) / "peers.toml").write_text(f"[peers]\n{lines}")
+            rules = self.folder(site) / "site.toml"
+            rules.write_text(rules.read_text().replace("[rules]\n", "[rules]\nsecure_aggregation = true\n", 1))
+
     def supernode(self, site, **more):
-        """Starts a site's SuperNode: step 6."""
+        """Starts a site's SuperNode: step 6; with the peers file, where there is one."""
         port = str(9100 + self.sites.index(site)) if site in self.sites else "9150"
-        self.start(site, block("sh", "site", "background"), self.folder(site), SITE=site, PORT=port, **more)
+        text = block("sh", "site", "background")
+        if (self.folder(site) / "peers.toml").exists():
+            text = text.replace("rules=", 'peers=\\"$PWD/peers.toml\\" rules=', 1)
+        self.start(site, text, self.folder(site), SITE=site, PORT=port, **more)
 
     def run(self, words="run"):
         """Starts the run (`words`: "resume": goes on with it)."""
