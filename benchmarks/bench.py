@@ -3,7 +3,7 @@ works).
 
     python benchmarks/bench.py [NAME ...] [--quick] [--store FOLDER]
 
-Names: startup, server, plain, close, sparsify, apply, codec, clients, packed, secure, training, rounds. Sizes:
+Names: startup, server, plain, close, sparsify, apply, codec, clients, packed, secure, sums, training, rounds. Sizes:
 benchmarks/wire.py.
 """
 
@@ -25,6 +25,7 @@ def main() -> None:
     import secure
     import server
     import startup
+    import sums
     from harness import show
 
     known = {
@@ -38,6 +39,7 @@ def main() -> None:
         "clients": clients.run,
         "packed": secure.run_packed,
         "secure": secure.run,
+        "sums": sums.run,
         "training": rounds.run_training,
         "rounds": rounds.run,
     }
