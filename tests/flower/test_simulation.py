@@ -60,3 +60,18 @@ def test_a_simulation_gives_the_bytes_of_a_run_in_one_process(simulation, tiny_r
     assert "Traceback" not in output
     # A simulation's clients leave nothing behind.
     assert not list((simulation.home / "state").glob("*"))
+
+
+def test_a_masked_simulation_gives_the_states_of_one_process(simulation, tiny_recipe, tmp_path):
+    tiny_recipe["clients"] += [{**entry, "name": f"{entry['name']}-2"} for entry in list(tiny_recipe["clients"])]
+    tiny_recipe["method"] = {"name": "cyclic", "period": 2}
+    tiny_recipe["wire"] = {"sum": {"levels": 7}}
+    tiny_recipe["privacy"] = {"secure_aggregation": {"threshold": 3}}
+    file = tmp_path / "recipe.toml"
+    file.write_text(tomli_w.dumps(tiny_recipe))
+    output = simulate(simulation, file, tmp_path / "run", 4)
+    command = ["fedsrd", "run", str(file), "--out", str(tmp_path / "calm")]
+    subprocess.run(command, check=True, env=simulation.env, capture_output=True, timeout=200)
+    one, other = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("run", "calm"))
+    assert {key: one[key] for key in ("digest", "final")} == {key: other[key] for key in ("digest", "final")}
+    assert "Traceback" not in output
