@@ -236,7 +236,12 @@ class Server:
         return self._done(number, closed, accepted, rejected, [one.counts for one in found], seconds)
 
     def close_sum(
-        self, found: Sequence[Update], rejected: list[Failure], total: Words, form: sums.Form, seconds: float = 0.0
+        self,
+        found: Sequence[Update],
+        rejected: list[Failure],
+        total: Words,
+        form: sums.Form,
+        seconds: Mapping[str, float],
     ) -> Closed:
         """Closes a round with the sum of these clients' integers, and moves to the next version.
 
@@ -245,7 +250,7 @@ class Server:
             rejected: who is left out, and why.
             total: the sum, packed.
             form: the round's vector.
-            seconds: that it took to come by the sum.
+            seconds: by phase, that it took to come by the sum.
 
         Raises:
             FederationError: the sum is none of integers that so many clients send, or leads to no finite state. The
@@ -259,7 +264,7 @@ class Server:
         closed = transition.close_sum(self.config, self.state, delta, len(found), self.memory, clients)
         self.steps = self.steps.following(form, wanted, len(found))
         self.state, self.memory = closed.state, closed.memory
-        times = {"decode": seconds + decoded - began, **closed.seconds}
+        times = {**seconds, "decode": seconds.get("decode", 0.0) + decoded - began, **closed.seconds}
         return self._done(number, closed, list(found), rejected, [form.counts] * len(found), times)
 
     def _done(

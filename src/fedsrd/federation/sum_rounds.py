@@ -31,7 +31,7 @@ class SumRounds(Rounds):
         found = self.sorted(answers)
         if len(found) < self.server.minimum:
             raise self.server.too_few(len(found), failures(answers))
-        return self.server.close_sum(found, failures(answers), total, form, seconds)
+        return self.server.close_sum(found, failures(answers), total, form, {"decode": seconds})
 
     def sorted(self, answers: Answers) -> list[Update]:
         """The updates, in the recipe's order; who has lost its replica is noted."""
