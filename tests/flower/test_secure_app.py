@@ -249,3 +249,32 @@ def test_noise_comes_from_secrets_of_the_sites(tiny_recipe, tmp_path, site):  # 
     assert one.digest != other.digest
     assert one.privacy_of_clients == other.privacy_of_clients
     assert one.privacy_of_clients.epsilon > 0
+
+
+@pytest.mark.parametrize("what", ["steps", "training", "method"])
+def test_a_server_that_tells_sites_different_things_has_no_update_of_theirs(tiny_recipe, tmp_path, site, what):  # noqa: F811
+    """Steps so large, or training so slow, that all but one client would send zeros: the sum would be that one's."""
+    tree, _, grid = secure(tiny_recipe, tmp_path, signed=True, rounds=1, attempts=1)
+    _, run, _ = site(tree, grid)
+    push = grid.push_messages
+
+    def lying(messages):
+        for message in messages:
+            envelope = envelope_of(message.content)
+            if kind(message) == "train":
+                told = json.loads(envelope.text)
+                if told["name"] != "c2":
+                    if what == "steps":
+                        told["sum"]["steps"] = [0x5000] * len(told["sum"]["steps"])
+                    elif what == "training":
+                        told["job"]["recipe"]["training"]["learning_rate"] = 1e-12
+                    else:
+                        told["job"]["method"]["decay"] = 0.5
+                message.content.clear()
+                message.content.update(content_of(Envelope(json.dumps(told), envelope.payload)))
+        return push(messages)
+
+    grid.push_messages = lying
+    with pytest.raises(FederationError, match="1 of at least 3 clients.*other weights, steps, training or noise"):
+        run()
+    assert "reveal" not in [kind(message) for message in grid.sent]

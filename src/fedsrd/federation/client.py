@@ -24,8 +24,8 @@ from fedsrd.privacy.packed import Words
 
 NOTHING = GlobalState({}, {}, -1)
 """The replica of a client that holds none."""
-Masking = Callable[[TrainTask, Words], None]
-"""Masks packed words in place. Raises SecureAggregationError."""
+Masking = Callable[[TrainTask, str, Words], None]
+"""Masks packed words in place, for a task and what it is about (`transition.about`). Raises SecureAggregationError."""
 Advance = Callable[[FederationConfig, GlobalState, bytes, int], GlobalState]
 """The state that a broadcast leads to, as `transition.advance` makes it."""
 
@@ -306,7 +306,8 @@ class Client:
         if task.inbox:
             if self._masking is None:
                 raise PayloadError("a task of secure aggregation, for which this client has no session")
-            mask = partial(self._masking, task)
+            about = transition.about(self._config, task.version, task.digest, task.sum)
+            mask = partial(self._masking, task, about)
         secret = None
         if self._config.noise is not None:
             if mask is None:

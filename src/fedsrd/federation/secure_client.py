@@ -117,13 +117,24 @@ class SecureClient:
         self._save(client)
         return answer
 
-    def mask(self, task: TrainTask, words: Words) -> None:
+    def mask(self, task: TrainTask, about: str, words: Words) -> None:
         """Masks an update in place, once that it did is kept.
 
+        Args:
+            task: whose update it is.
+            about: what the task is about; the session, which all have signed, says the same.
+            words: packed integers.
+
         Raises:
-            SecureAggregationError: the inbox does not fit the session, or something was masked in it before.
+            SecureAggregationError: the task is not what the session was opened for, the inbox does not fit it, or
+                something was masked in it before.
         """
         client = self._held(task.round)
+        if client.session.about != about:
+            raise SecureAggregationError(
+                "the task has other weights, steps, training or noise than the session that all clients agreed to: "
+                "nothing is masked for it"
+            )
         client.mask(Inbox.read(task.inbox), words)
         self._save(client)
 

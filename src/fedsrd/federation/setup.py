@@ -1,6 +1,8 @@
 """From a recipe to the objects of a run, whatever engine carries the bytes; and all checks before weights are read."""
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -148,7 +150,19 @@ def config_of(recipe: Recipe, table: TensorTable) -> FederationConfig:
         clip_of(recipe),
         recipe.summed,
         noise_of(recipe),
+        digest_of(told(recipe)),
     )
+
+
+def told(recipe: Recipe) -> dict[str, Any]:
+    """The tables that every client is told of a recipe: model, LoRA, training, privacy, and how many rounds."""
+    # How many rounds there are decides on the noise, where the recipe says an epsilon.
+    return recipe.model_dump(include={"model", "lora", "training", "rounds", "privacy"}, exclude_none=True)
+
+
+def digest_of(tables: Mapping[str, Any]) -> str:
+    """SHA-256 of tables as JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
 
 def noise_of(recipe: Recipe) -> tuple[ClientPrivacy, int] | None:

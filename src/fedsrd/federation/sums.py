@@ -13,6 +13,7 @@ logarithm's, and the same everywhere. Where clients add noise (`privacy.distribu
 one step serves all tensors in all rounds, and a field has room for the noise.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -172,7 +173,6 @@ class SumCodec:
     Args:
         form: the round's.
         terms: the round's.
-        number: the round.
         seed: of the rounding; each client's own.
         examples: the client's number of them.
         mask: adds masks to packed words, in place; None: they travel as they are.
@@ -293,16 +293,16 @@ class SumCodec:
                 return levels, _word(mean * options.range / options.levels)
             zero = min(options.threshold * mean, 0.95 * float(size.max()))
             near = np.clip(np.rint(size / step), 1, options.levels)
-        near[size < zero] = 0.0
-        own = float((size * near).sum(dtype=np.float64) / np.square(near).sum(dtype=np.float64))
+            # What this client alone would do: levels in steps of 3/2 of where zero ends, as `wire.values` has them.
+            ideal = np.clip(np.floor(size / np.float32(1.5 * zero) + np.float32(1 / 3)), 1, options.levels)
+        for levels in (near, ideal):
+            levels[size < zero] = 0.0
+        own = float((size * ideal).sum(dtype=np.float64) / np.square(ideal).sum(dtype=np.float64))
         return np.copysign(near, values).astype(np.int16), _word(own)
 
     def _positions(self, name: str) -> torch.Tensor | None:
-        draw, elements = (
-            self._form.elements[name],
-            dict(zip(self._form.table.shapes, self._form.table.specs, strict=True)),
-        )
-        return None if draw is None else draw.positions(name, elements[name].elements)
+        draw = self._form.elements[name]
+        return None if draw is None else draw.positions(name, math.prod(self._form.table.shapes[name]))
 
 
 @dataclass

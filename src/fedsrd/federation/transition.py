@@ -5,6 +5,8 @@ own state by the bytes that it sends, so that all hold the same bits whatever th
 an error nothing has changed.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +53,7 @@ class FederationConfig:
         clip: L2 norm to which an update is scaled down at the client; None: as it is.
         sum: how updates are added up as integers; None: they are not.
         noise: what every client adds to its integers, and how many shares of it a sum has at least; None: nothing.
+        training: digest of how clients train, as far as all train alike; "" where that is not known.
 
     Raises:
         RecipeError: the table has tensors that are no LoRA factors, and the method needs pairs of them.
@@ -65,6 +68,7 @@ class FederationConfig:
     clip: float | None = None
     sum: wire.SumOptions | None = None
     noise: tuple[ClientPrivacy, int] | None = None
+    training: str = ""
 
     def __post_init__(self) -> None:
         if self.sum is not None:
@@ -211,6 +215,26 @@ def client_context(
         form = _form(config, round_number, summing.terms)
         codec = sums.SumCodec(form, summing.terms, seed, summing.examples, summing.mask, summing.secret)
     return ClientContext(round_number, config.seed, client, rank, laid(memory), codec.received, codec.size), codec
+
+
+def about(config: FederationConfig, version: int, digest: str, terms: sums.Terms) -> str:
+    """SHA-256, in hexadecimal, of all that clients of a round must have been told alike for their sum to be one of
+    likes: weights, training, method, steps and noise.
+    """
+    method, noise = config.method, config.noise
+    told = [
+        config.training,
+        method.name,
+        method.options.model_dump_json(),
+        config.seed,
+        None if config.sum is None else config.sum.model_dump_json(),
+        None if noise is None else [noise[0].model_dump_json(), noise[1]],
+        version,
+        digest,
+        terms.clients,
+        list(terms.steps),
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _form(config: FederationConfig, round_number: int, terms: sums.Terms) -> sums.Form:

@@ -18,7 +18,7 @@ from fedsrd.federation.remote.log import Log, resident_mib
 from fedsrd.federation.remote.site import is_simulation
 from fedsrd.federation.resume import restore
 from fedsrd.federation.session import EMBEDDED, Assets, Session
-from fedsrd.federation.setup import Prepared, check, clip_of, config_of, method_of, noise_of, server_of
+from fedsrd.federation.setup import Prepared, check, clip_of, config_of, method_of, noise_of, server_of, told
 from fedsrd.federation.starting import rounds_of
 from fedsrd.flower.engine import FlowerEngine, unbound_names
 from fedsrd.methods import Method, capabilities
@@ -211,8 +211,6 @@ def _noise(recipe: Recipe) -> dict[str, Any]:
 
 def _job(recipe: Recipe, name: str) -> Job:
     entry = next((entry for entry in recipe.clients if entry.name == name), None)
-    # How many rounds there are decides on the noise, where the recipe says an epsilon.
-    tables = recipe.model_dump(include={"model", "lora", "training", "rounds", "privacy"}, exclude_none=True)
     return Job(
         method=recipe.method,
         seed=recipe.seed,
@@ -221,6 +219,6 @@ def _job(recipe: Recipe, name: str) -> Job:
         **_noise(recipe),
         rank=None if entry is None else entry.rank,
         clip=clip_of(recipe),
-        recipe=tables,
+        recipe=told(recipe),
         data=[] if entry is None else list(entry.sections),
     )

@@ -19,7 +19,7 @@ from fedsrd.federation.remote.log import Log
 from fedsrd.federation.remote.replica import Replica
 from fedsrd.federation.remote.rules import BrokenRuleError, broken
 from fedsrd.federation.remote.site import Site, site_of
-from fedsrd.federation.setup import method_of
+from fedsrd.federation.setup import digest_of, method_of
 from fedsrd.federation.sums import Terms
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import Method
@@ -260,10 +260,13 @@ def _client(
     charge = gate.charge(order, knows_model=runtime.knows_model)
     trainer = _OnDemand(lambda: runtime.trainer(job, site), charge)
     noise = None if job.noise is None else (job.noise, job.shares)
-    config = FederationConfig(method, table, job.seed, job.uplink, clip=job.clip, sum=job.sum, noise=noise)
+    training = digest_of(job.recipe or {})
+    config = FederationConfig(
+        method, table, job.seed, job.uplink, clip=job.clip, sum=job.sum, noise=noise, training=training
+    )
 
-    def mask(task: TrainTask, words: Words) -> None:
-        masking.secure_client(site, replica).mask(task, words)
+    def mask(task: TrainTask, about: str, words: Words) -> None:
+        masking.secure_client(site, replica).mask(task, about, words)
 
     client = GuardedClient(
         site.name,

@@ -54,6 +54,8 @@ class Session(Message):
             who collude with a server that keeps to the protocol learn no more than the sum; with a server that
             deviates (clients sign), fewer than 2 threshold - clients. From 32 on: `graph`.
         layout: of the vector that is summed.
+        about: SHA-256 of what all do with it, in hexadecimal: so that a server which tells clients different things
+            (other weights, other steps, so that all but one of them send nothing) has no session with all of them.
     """
 
     federation: Name
@@ -62,6 +64,7 @@ class Session(Message):
     clients: Annotated[tuple[Name, ...], Field(min_length=2, max_length=1 << 16)]
     threshold: Annotated[int, Field(ge=2, le=1 << 16)]
     layout: Layout
+    about: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?\z")] = ""
 
     @field_validator("clients")
     @classmethod
@@ -91,6 +94,7 @@ class Session(Message):
                     self.threshold,
                     self.layout.bits,
                     self.layout.count,
+                    self.about,
                 ]
             ),
         )
