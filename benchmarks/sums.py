@@ -8,7 +8,8 @@ from shapes import LLAMA_3B, part
 from fedsrd import methods, rng
 from fedsrd.core.tensors import SparseTensor
 from fedsrd.federation import sums, transition
-from fedsrd.federation.sums import Form, Steps, SumCodec
+from fedsrd.federation.sum_codec import SumCodec
+from fedsrd.federation.sums import Form, Steps
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import RoundContext
 from fedsrd.privacy import packed

@@ -6,7 +6,7 @@ from test_run import run
 
 from fedsrd import rng
 from fedsrd.errors import FederationError, RecipeError
-from fedsrd.federation import sums
+from fedsrd.federation.sum_codec import SumCodec
 from fedsrd.runs.records import read_rounds
 
 METHODS = {
@@ -66,7 +66,7 @@ def test_noise_shared_in_the_clear_is_refused(tiny_recipe, tmp_path):
 @pytest.mark.parametrize("masked", [False, True])
 def test_integers_that_no_update_has_are_found(tiny_recipe, tmp_path, monkeypatch, masked):
     """In the clear their sender is left out; in a masked sum nobody can tell who it was, and no round closes."""
-    payload = sums.SumCodec.payload
+    payload = SumCodec.payload
 
     def lying(self, delta, *place):
         if self._seed == rng.integer(tiny_recipe.get("seed", 0), "rounding", 1, "right"):
@@ -75,7 +75,7 @@ def test_integers_that_no_update_has_are_found(tiny_recipe, tmp_path, monkeypatc
             self._last = (delta, {**levels, name: np.full_like(levels[name], 2 * self._form.options.levels)}, wanted)
         return payload(self, delta, *place)
 
-    monkeypatch.setattr(sums.SumCodec, "payload", lying)
+    monkeypatch.setattr(SumCodec, "payload", lying)
     tiny_recipe["method"], tiny_recipe["rounds"] = {"name": "fedavg"}, 1
     tiny_recipe["wire"] = {"sum": {"levels": 7}}
     if not masked:

@@ -14,7 +14,8 @@ from fedsrd.core.tensors import Draw, SparseTensor, TensorSpec, TensorTable
 from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation import transition
 from fedsrd.federation.messages import TrainTask
-from fedsrd.federation.sums import WHOLE, Form, Steps, SumCodec, Terms, opened, read_words
+from fedsrd.federation.sum_codec import SumCodec
+from fedsrd.federation.sums import WHOLE, Form, Steps, Terms, opened, read_words
 from fedsrd.methods import RoundContext
 from fedsrd.privacy import packed
 from fedsrd.wire import Kind, SumOptions

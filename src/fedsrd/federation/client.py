@@ -16,7 +16,8 @@ from fedsrd.core.tensors import GlobalState, Tensors, initial_tensors
 from fedsrd.errors import FederationError, PayloadError, PrivacyError, SecureAggregationError
 from fedsrd.federation import snapshot, transition
 from fedsrd.federation.messages import Broadcast, Failure, Start, Sync, TrainTask, Update
-from fedsrd.federation.sums import Secret
+from fedsrd.federation.secure_messages import about
+from fedsrd.federation.sum_codec import Secret
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.methods import ClientContext
 from fedsrd.privacy.accounting import Spent
@@ -25,7 +26,7 @@ from fedsrd.privacy.packed import Words
 NOTHING = GlobalState({}, {}, -1)
 """The replica of a client that holds none."""
 Masking = Callable[[TrainTask, str, Words], None]
-"""Masks packed words in place, for a task and what it is about (`transition.about`). Raises SecureAggregationError."""
+"""Masks packed words in place, for a task and what it is `about`. Raises SecureAggregationError."""
 Advance = Callable[[FederationConfig, GlobalState, bytes, int], GlobalState]
 """The state that a broadcast leads to, as `transition.advance` makes it."""
 
@@ -306,8 +307,7 @@ class Client:
         if task.inbox:
             if self._masking is None:
                 raise PayloadError("a task of secure aggregation, for which this client has no session")
-            about = transition.about(self._config, task.version, task.digest, task.sum)
-            mask = partial(self._masking, task, about)
+            mask = partial(self._masking, task, about(self._config, task.version, task.digest, task.sum))
         secret = None
         if self._config.noise is not None:
             if mask is None:

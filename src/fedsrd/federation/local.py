@@ -22,7 +22,7 @@ from fedsrd.federation.secure_messages import Phase
 from fedsrd.federation.session import Assets, Observer, Privacy, Session
 from fedsrd.federation.setup import Prepared, config_of, server_of
 from fedsrd.federation.starting import rounds_of
-from fedsrd.federation.sums import Secret
+from fedsrd.federation.sum_codec import Secret
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.privacy.stream import public
 from fedsrd.runs.records import RoundRecord, Summary

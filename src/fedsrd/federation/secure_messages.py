@@ -1,10 +1,14 @@
 """What is said in the phases of secure aggregation beside the protocol's own messages, and who may say it."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedsrd.federation.sums import Terms
+from fedsrd.federation.transition import FederationConfig
 from fedsrd.privacy.secure import Confirmation, Keys, Session
 from fedsrd.privacy.secure.session import Message, Names
 
@@ -49,3 +53,23 @@ def verifier(keys: Mapping[str, str]) -> Verify:
         return name in keys and identity.is_signed(keys[name], signature, said)
 
     return is_signed
+
+
+def about(config: FederationConfig, version: int, digest: str, terms: Terms) -> str:
+    """SHA-256, in hexadecimal, of all that clients of a round must have been told alike for their sum to be one of
+    likes: weights, training, method, steps and noise.
+    """
+    method, noise = config.method, config.noise
+    told = [
+        config.training,
+        method.name,
+        method.options.model_dump_json(),
+        config.seed,
+        None if config.sum is None else config.sum.model_dump_json(),
+        None if noise is None else [noise[0].model_dump_json(), noise[1]],
+        version,
+        digest,
+        terms.clients,
+        list(terms.steps),
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()

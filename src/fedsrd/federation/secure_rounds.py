@@ -18,10 +18,9 @@ from pydantic import BaseModel, ConfigDict
 
 from fedsrd.errors import FederationError, PayloadError, SecureAggregationError
 from fedsrd.errors import TooFewError as TooFewLeftError
-from fedsrd.federation import transition
 from fedsrd.federation.messages import Claims, Failure, TrainTask, Update
 from fedsrd.federation.rounds import Answers
-from fedsrd.federation.secure_messages import Opening, Phase, Roster, Survivors, Verify
+from fedsrd.federation.secure_messages import Opening, Phase, Roster, Survivors, Verify, about
 from fedsrd.federation.server import Closed
 from fedsrd.federation.sum_rounds import SumRounds, failures
 from fedsrd.federation.sums import Form
@@ -275,7 +274,7 @@ class SecureRounds(SumRounds):
     def _about(self, tasks: Mapping[str, TrainTask]) -> str:
         task = next(iter(tasks.values()))
         assert task.sum is not None
-        return transition.about(self.server.config, task.version, task.digest, task.sum)
+        return about(self.server.config, task.version, task.digest, task.sum)
 
     def _refused(self, server: Server, answers: Answers) -> None:
         for name, why in server.refused.items():

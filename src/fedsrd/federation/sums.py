@@ -13,8 +13,7 @@ logarithm's, and the same everywhere. Where clients add noise (`privacy.distribu
 one step serves all tensors in all rounds, and a field has room for the noise.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,8 +32,6 @@ from fedsrd.privacy.packed import Layout, Words
 from fedsrd.wire import SumOptions
 
 Array = np.ndarray[Any, Any]
-Secret = tuple[bytes, *tuple[str | int, ...]]
-"""32 bytes, and names of what they are for."""
 WHOLE = 32767
 """The weight of a client that counts as much as one can."""
 _LEAST, _MOST = 0x2000, 0x5F00
@@ -167,144 +164,6 @@ class Form:
         return whole
 
 
-class SumCodec:
-    """An update as a vector of integers, in the hands of a method: what it is told will arrive is what is sent.
-
-    Args:
-        form: the round's.
-        terms: the round's.
-        seed: of the rounding; each client's own.
-        examples: the client's number of them.
-        mask: adds masks to packed words, in place; None: they travel as they are.
-        secret: what noise comes from, where the form has any: 32 bytes that the server does not have, and names of what
-            it is for.
-    """
-
-    def __init__(
-        self,
-        form: Form,
-        terms: Terms,
-        seed: int,
-        examples: int,
-        mask: Callable[[Words], None] | None = None,
-        secret: Secret | None = None,
-    ) -> None:
-        self._form = form
-        self._steps = dict(zip(form.elements, (_number(word) for word in terms.steps), strict=True))
-        self._words = dict(zip(form.elements, terms.steps, strict=True))
-        self._seed = seed
-        cap = form.options.examples
-        self._weight = WHOLE if cap is None else max(1, round(WHOLE * min(examples, cap) / cap))
-        self._mask = mask
-        self._secret = secret
-        self._last: tuple[Delta, dict[str, Array], dict[str, int]] | None = None
-        self._noise: Array | None = None
-        if form.noise is not None:
-            self._steps = dict.fromkeys(self._steps, form.noise.step)
-
-    def received(self, delta: Delta) -> Delta:
-        """What the sum has of it, before it is weighed. Raises ValueError as `payload`."""
-        levels, _ = self._rounded(delta)
-        weight = self._weight / WHOLE
-        found = {}
-        for name, whole in levels.items():
-            values = torch.from_numpy(whole.astype(np.float32) * np.float32(self._steps[name] / weight))
-            given = delta.get(name)
-            positions = self._positions(name) if given is None else given.positions
-            found[name] = SparseTensor(self._form.table.shapes[name], positions, values, self._form.elements[name])
-        return found
-
-    def size(self, delta: Delta) -> int:
-        """Bytes of its payload, whatever it is."""
-        return self._form.layout.bytes
-
-    def payload(self, delta: Delta, kind: wire.Kind, round_number: int, version: int) -> bytes:
-        """The bytes, masked where there is a mask.
-
-        Raises:
-            ValueError: it has other elements than the round's, or a value is not finite.
-        """
-        levels, wanted = self._rounded(delta)
-        form = self._form
-        vector = np.empty(form.layout.count, dtype=np.int16 if self._noise is None else np.int64)
-        at = 0
-        for name, count in form.counts.items():
-            vector[at : at + count] = levels[name]
-            at += count
-        if self._noise is None:
-            numbers = [wanted[name] for name in form.elements]
-            if form.options.examples is not None:
-                numbers.append(self._weight)
-            vector[at:] = [digit for number in numbers for digit in form.written(number)]
-        else:
-            np.add(vector, self._noise, out=vector)
-        words = packed.pack(vector, form.layout)
-        if self._mask is not None:
-            self._mask(words)
-        return wire.encode_sum(packed.to_bytes(words), form.layout.bits, form.table, round_number, version)
-
-    def _rounded(self, delta: Delta) -> tuple[dict[str, Array], dict[str, int]]:
-        """Levels by tensor, and the words that this client would have for the steps."""
-        if self._last is None or self._last[0] is not delta:
-            if other := sorted(set(delta) - set(self._form.elements)):
-                raise ValueError(f"{other[0]} does not travel in this round")
-            counts = self._form.counts
-            values = {name: self._values(name, count, delta.get(name)) for name, count in counts.items()}
-            if self._form.noise is not None:
-                self._last = (delta, self._noised(self._form.noise, values), {})
-                return self._last[1], self._last[2]
-            levels, wanted = {}, {}
-            for name in counts:
-                levels[name], wanted[name] = self._of_tensor(name, values[name])
-            self._last = (delta, levels, wanted)
-        return self._last[1], self._last[2]
-
-    def _values(self, name: str, count: int, sparse: SparseTensor | None) -> Array:
-        """What is sent of a tensor before it is rounded: (count,) float32, weighed."""
-        if sparse is None:
-            return np.zeros(count, dtype=np.float32)
-        draw = self._form.elements[name]
-        if sparse.draw != draw or (draw is None) != (sparse.positions is None) or sparse.count != count:
-            raise ValueError(f"{name}: other elements than all clients send in this round")
-        values = sparse.values.detach().cpu().numpy() * np.float32(self._weight / WHOLE)
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name}: a value is NaN or infinite")
-        return np.asarray(values)
-
-    def _noised(self, noise: DistributedNoise, values: Mapping[str, Array]) -> dict[str, Array]:
-        """The integers of all tensors together, without their noise, which is kept for the payload."""
-        if self._secret is None:
-            raise ValueError("noise is asked for, and there is no secret to draw it from")
-        whole = np.concatenate(list(values.values())) if values else np.empty(0, dtype=np.float32)
-        levels, self._noise = noise.share(whole, *self._secret)
-        return dict(zip(values, _split(levels, [len(one) for one in values.values()]), strict=False))
-
-    def _of_tensor(self, name: str, values: Array) -> tuple[Array, int]:
-        options, step = self._form.options, np.float32(self._steps[name])
-        size = np.abs(values)
-        mean = float(size.mean(dtype=np.float64)) if len(values) else 0.0
-        if not mean:
-            return np.zeros(len(values), dtype=np.int16), self._words[name]
-        with np.errstate(over="ignore"):
-            if options.threshold is None:
-                exact = values / step
-                exact += rng.fraction(len(values), self._seed, "rounding", name)
-                levels = np.clip(np.floor(exact, out=exact), -options.levels, options.levels).astype(np.int16)
-                return levels, _word(mean * options.range / options.levels)
-            zero = min(options.threshold * mean, 0.95 * float(size.max()))
-            near = np.clip(np.rint(size / step), 1, options.levels)
-            # What this client alone would do: levels in steps of 3/2 of where zero ends, as `wire.values` has them.
-            ideal = np.clip(np.floor(size / np.float32(1.5 * zero) + np.float32(1 / 3)), 1, options.levels)
-        for levels in (near, ideal):
-            levels[size < zero] = 0.0
-        own = float((size * ideal).sum(dtype=np.float64) / np.square(ideal).sum(dtype=np.float64))
-        return np.copysign(near, values).astype(np.int16), _word(own)
-
-    def _positions(self, name: str) -> torch.Tensor | None:
-        draw = self._form.elements[name]
-        return None if draw is None else draw.positions(name, math.prod(self._form.table.shapes[name]))
-
-
 @dataclass
 class Steps:
     """What the server keeps of a run with sums: the word of every tensor's step.
@@ -329,7 +188,7 @@ class Steps:
             far: about how far an element moves in a round at most.
         """
         step = far if options.threshold is not None else far / 2 * options.range / options.levels
-        return cls(dict.fromkeys(table.shapes, _word(step)))
+        return cls(dict.fromkeys(table.shapes, word_of(step)))
 
     def following(self, form: Form, wanted: Mapping[str, int], clients: int) -> "Steps":
         """Of the next round, from the sum of what so many clients would have."""
@@ -373,7 +232,7 @@ def opened(words: Words, form: Form, steps: Steps, clients: int) -> tuple[Delta,
             f"the sum has {int(np.abs(vector.astype(np.int64)).max())} in a field: {clients} clients with "
             f"{form.options.levels} levels make {most} at most, so somebody sent what is no update; nobody can tell who"
         )
-    *whole, rest = _split(vector, [*form.counts.values()])
+    *whole, rest = split(vector, [*form.counts.values()])
     if form.noise is not None:
         even = dict.fromkeys(form.elements, form.noise.step / clients)
         return _delta(form, dict(zip(form.elements, whole, strict=True)), even), {}
@@ -382,7 +241,7 @@ def opened(words: Words, form: Form, steps: Steps, clients: int) -> tuple[Delta,
     wanted = dict(zip(form.elements, numbers, strict=True))
     if not clients <= weight <= clients * WHOLE or any(number > clients * 0x7F7F for number in numbers):
         raise FederationError("the sum's own numbers are none that clients send; nobody can tell who sent others")
-    factors = {name: _number(steps.words[name]) * WHOLE / weight for name in form.elements}
+    factors = {name: number_of(steps.words[name]) * WHOLE / weight for name in form.elements}
     return _delta(form, dict(zip(form.elements, whole, strict=True)), factors), wanted
 
 
@@ -396,16 +255,16 @@ def _delta(form: Form, whole: Mapping[str, Array], factors: Mapping[str, float])
     return found
 
 
-def _split(vector: Array, counts: list[int]) -> Iterator[Array]:
+def split(vector: Array, counts: list[int]) -> Iterator[Array]:
     return iter(np.split(vector, np.cumsum(counts)))
 
 
-def _number(word: int) -> float:
+def number_of(word: int) -> float:
     """Of a bfloat16 word."""
     return float(np.uint32(word << 16).view(np.float32))
 
 
-def _word(number: float) -> int:
+def word_of(number: float) -> int:
     """The bfloat16 word of a positive number, rounded down, within what steps may be."""
     with np.errstate(over="ignore"):
         word = int(np.float32(number).view(np.uint32)) >> 16

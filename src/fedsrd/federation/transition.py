@@ -5,8 +5,6 @@ own state by the bytes that it sends, so that all hold the same bits whatever th
 an error nothing has changed.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ from fedsrd import rng, wire
 from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import Delta, GlobalState, SparseTensor, Tensors, TensorTable, aligned, initial_tensors
 from fedsrd.errors import FederationError, PayloadError, PrivacyError
-from fedsrd.federation import sums
+from fedsrd.federation import sum_codec, sums
 from fedsrd.methods import (
     ClientContext,
     Contribution,
@@ -185,13 +183,13 @@ class Summing:
         terms: of the round's sum.
         examples: the client's number of them.
         mask: adds masks to packed words, in place; None: they travel as they are.
-        secret: what noise comes from (`sums.SumCodec`).
+        secret: what noise comes from (`sum_codec.SumCodec`).
     """
 
     terms: sums.Terms
     examples: int
     mask: Callable[[Words], None] | None = None
-    secret: sums.Secret | None = None
+    secret: sum_codec.Secret | None = None
 
 
 def client_context(
@@ -213,28 +211,8 @@ def client_context(
         codec = Codec(config.uplink_table, config.uplink, seed, config.clip)
     else:
         form = _form(config, round_number, summing.terms)
-        codec = sums.SumCodec(form, summing.terms, seed, summing.examples, summing.mask, summing.secret)
+        codec = sum_codec.SumCodec(form, summing.terms, seed, summing.examples, summing.mask, summing.secret)
     return ClientContext(round_number, config.seed, client, rank, laid(memory), codec.received, codec.size), codec
-
-
-def about(config: FederationConfig, version: int, digest: str, terms: sums.Terms) -> str:
-    """SHA-256, in hexadecimal, of all that clients of a round must have been told alike for their sum to be one of
-    likes: weights, training, method, steps and noise.
-    """
-    method, noise = config.method, config.noise
-    told = [
-        config.training,
-        method.name,
-        method.options.model_dump_json(),
-        config.seed,
-        None if config.sum is None else config.sum.model_dump_json(),
-        None if noise is None else [noise[0].model_dump_json(), noise[1]],
-        version,
-        digest,
-        terms.clients,
-        list(terms.steps),
-    ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _form(config: FederationConfig, round_number: int, terms: sums.Terms) -> sums.Form:

@@ -12,7 +12,7 @@ from fedsrd.errors import PayloadError
 from fedsrd.federation import snapshot
 from fedsrd.federation.client import Client, Masking, Trainer
 from fedsrd.federation.messages import Broadcast, Start
-from fedsrd.federation.sums import Secret
+from fedsrd.federation.sum_codec import Secret
 from fedsrd.federation.transition import FederationConfig
 
 OWN = 4

@@ -8,7 +8,7 @@ from fedsrd.federation.remote.replica import Replica
 from fedsrd.federation.remote.site import Site
 from fedsrd.federation.secure_client import OnDisk, SecureClient
 from fedsrd.federation.secure_messages import verifier
-from fedsrd.federation.sums import Secret
+from fedsrd.federation.sum_codec import Secret
 from fedsrd.privacy.ledger import site_secret
 from fedsrd.text import foreign
 
