@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy import Federation, build
+from watching import Watch
 
 from fedsrd import recipe as recipes
 from fedsrd.core.tensors import GlobalState, digest
@@ -16,18 +17,6 @@ from fedsrd.runs.folder import RunFolder
 from fedsrd.runs.records import read_rounds
 
 METHODS = pytest.mark.parametrize("name", ["fedsrd", "fedavg", "flora", "flasc", "cyclic", "fedsrd-ef"])
-
-
-class Quiet:
-    """An observer that says nothing."""
-
-    def say(self, text):
-        pass
-
-    warn = round_done = say
-
-    def activity(self, *args):
-        pass
 
 
 @pytest.fixture
@@ -137,8 +126,8 @@ def test_a_run_is_the_same_with_and_without(tiny_recipe, tmp_path, monkeypatch, 
                 clients.append(self)
 
         monkeypatch.setattr(local, "Client", Watched)
-        prepared = setup.prepare(recipes.parse(tiny_recipe), RunFolder(path), resume=False, observer=Quiet())
-        local.run(prepared, Quiet())
+        prepared = setup.prepare(recipes.parse(tiny_recipe), RunFolder(path), resume=False, observer=Watch())
+        local.run(prepared, Watch())
         return [record.digest for record in read_rounds(path / "rounds.jsonl")], clients
 
     found, clients = run(tmp_path / "shared")

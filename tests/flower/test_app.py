@@ -6,6 +6,7 @@ import json
 import pytest
 import tomli_w
 from grid import ToyGrid
+from watching import Watch
 
 from fedsrd import recipe as recipes
 from fedsrd.federation import local, setup
@@ -14,16 +15,6 @@ from fedsrd.flower.records import HEADER, PAYLOADS
 from fedsrd.flower.server import serve
 from fedsrd.report.screen import Screen
 from fedsrd.runs.folder import RunFolder
-
-
-class Quiet:
-    def say(self, text):
-        pass
-
-    warn = round_done = say
-
-    def activity(self, *args):
-        pass
 
 
 def adapter_bytes(path):
@@ -66,8 +57,8 @@ def site(tiny_recipe, tmp_path):
 
 
 def in_one_process(tree, path):
-    prepared = setup.prepare(recipes.parse(tree), RunFolder(path), resume=False, observer=Quiet())
-    return local.run(prepared, Quiet())
+    prepared = setup.prepare(recipes.parse(tree), RunFolder(path), resume=False, observer=Watch())
+    return local.run(prepared, Watch())
 
 
 @pytest.mark.parametrize("method", ["fedsrd", "fedavg", "flora", "flasc"])

@@ -8,6 +8,7 @@ import stat
 import pytest
 import tomli_w
 from grid import ToyGrid
+from watching import Watch
 
 from fedsrd import recipe as recipes
 from fedsrd.errors import FederationError, RecipeError
@@ -23,22 +24,6 @@ from fedsrd.runs.folder import RunFolder
 STEPS, ROUNDS, RATE = 2, 3, 4 / 12
 
 
-class Quiet:
-    def __init__(self):
-        self.warned = []
-
-    def say(self, text):
-        pass
-
-    round_done = say
-
-    def warn(self, text):
-        self.warned.append(text)
-
-    def activity(self, *args):
-        pass
-
-
 @pytest.fixture
 def tree(tiny_recipe):
     tiny_recipe["method"] = {"name": "fedavg"}
@@ -48,7 +33,7 @@ def tree(tiny_recipe):
 
 
 def run(tree, path, *, resume=False):
-    observer = Quiet()
+    observer = Watch()
     prepared = setup.prepare(recipes.parse(tree), RunFolder(path), resume=resume, observer=observer)
     return local.run(prepared, observer), observer
 
@@ -123,7 +108,7 @@ def test_what_cannot_be_promised_is_refused_before_anything_starts(tree, tmp_pat
         for key, value in change.items():
             changed[key] = {**changed.get(key, {}), **value} if isinstance(value, dict) else value
         with pytest.raises(RecipeError, match=match):
-            setup.check(recipes.parse(changed), Quiet(), setup.Assets())
+            setup.check(recipes.parse(changed), Watch(), setup.Assets())
 
     refused("packing = true", training={"packing": True})
     refused("gradient_checkpointing = true", model={"gradient_checkpointing": True})

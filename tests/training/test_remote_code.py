@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from watching import Watch
 
 import fedsrd
 from fedsrd import recipe as recipes
@@ -33,10 +34,6 @@ class Model(LlamaForCausalLM):
 class Tokenizer(PreTrainedTokenizerFast):
     pass
 """
-
-
-class Quiet:
-    say = warn = activity = round_done = lambda *_: None
 
 
 @pytest.fixture
@@ -79,7 +76,7 @@ def theirs(tiny_model, tmp_path, proof):
 
 def check_recipe(folder, tree):
     tree["model"]["id"] = str(folder)
-    setup.check(recipes.parse(tree), Quiet(), Assets())
+    setup.check(recipes.parse(tree), Watch(), Assets())
 
 
 WAYS = {
