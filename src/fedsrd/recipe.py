@@ -98,17 +98,13 @@ class DataSection(_Section):
 
 
 class WireSection(_Section):
-    """How payloads are coded, each direction on its own; with `sum`, updates are integers that are added up."""
+    """How payloads are coded, each direction on its own; with `sum`, or under secure aggregation, updates are integers
+    that are added up, and `uplink` is not used.
+    """
 
     uplink: WireOptions = WireOptions()
     downlink: WireOptions = WireOptions()
     sum: SumOptions | None = None
-
-    @model_validator(mode="after")
-    def _one_way_up(self) -> "WireSection":
-        if self.sum is not None and self.uplink != WireOptions():
-            raise ValueError("wire.sum and wire.uplink both say how updates travel; expected one of the two")
-        return self
 
 
 class ClientSection(_Section):

@@ -107,7 +107,6 @@ def test_integers_that_no_update_has_are_found(tiny_recipe, tmp_path, monkeypatc
             "the server sees no single update that it could weigh; expected wire.sum.examples",
         ),
         ({"wire": {"sum": {"examples": 9}}}, 'expected weighting = "examples", or neither'),
-        ({"wire": {"sum": {"levels": 1}, "uplink": {"values": "int8"}}}, "both say how updates travel"),
         ({"privacy": {"secure_aggregation": {"threshold": 1}}}, "privacy.secure_aggregation.threshold = 1"),
     ],
 )

@@ -12,15 +12,15 @@ from fedsrd.privacy.secure.graph import graph
 from fedsrd.privacy.secure.messages import context_of
 
 GOLDEN = [
-    "d83ab696afa2",
-    "31f000992499",
-    "07ab8e53457a",
-    "1bc5bc4db318",
-    "7c4fc0552cf0",
-    "5c4dddf5ab5d",
-    "ed3d1216bef9",
-    "7cd2d83ac387",
-    "affeb43a69ba",
+    "719361979780",
+    "69ed0d54471e",
+    "48e6ecaadf58",
+    "0e744bfc4ea1",
+    "e50612c26a34",
+    "48ad5e6a707f",
+    "a05f181926d0",
+    "f634752025f1",
+    "9e388fbc6a0a",
 ]
 
 

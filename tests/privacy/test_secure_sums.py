@@ -45,7 +45,9 @@ def total_of(run, steps, values):
 def check(session, steps, values, signed, restarts):
     run = Run(session, signed, restarts)
     fewest = min(sum(step >= phase for step in steps.values()) for phase in range(1, 6))
-    complete = degree_and_threshold(sum(step >= 1 for step in steps.values()) or 1, session.threshold)[1]
+    complete = degree_and_threshold(
+        max(sum(step >= 1 for step in steps.values()), session.threshold), session.threshold
+    )[1]
     if fewest < session.threshold:
         with pytest.raises(TooFewError) as failed:
             total_of(run, steps, values)

@@ -27,6 +27,7 @@ from fedsrd.privacy.stream import public
 from fedsrd.privacy.terms import needed
 from fedsrd.recipe import Recipe, chosen_method
 from fedsrd.runs.folder import RunFolder
+from fedsrd.wire import WireOptions
 
 FEW = 7
 """Levels of a sum that need error feedback, if there are fewer."""
@@ -258,6 +259,8 @@ def _check_sums(recipe: Recipe, observer: Observer) -> None:
             f"wire.sum.levels = {options.levels} without error feedback: what rounding takes is lost; set "
             f'method.feedback = "ef14", or levels of {FEW} and more'
         )
+    if recipe.wire.uplink != WireOptions():
+        observer.say("wire.uplink is not used: updates travel as integers ([wire.sum])")
     if secure is None:
         return
     from fedsrd.privacy.secure import crypto
