@@ -70,6 +70,24 @@ def test_a_liar_does_not_move_the_rest(tiny_recipe, tmp_path, lying, rule, metho
             assert f"left out by {rule}" in record.rejected[LIAR]
 
 
+@pytest.mark.parametrize("rule", ["krum", "multi-krum", "geometric-median"])
+def test_a_length_that_overflows_is_left_out_and_the_round_closes(tiny_recipe, tmp_path, monkeypatch, rule):
+    update = transition.update
+
+    def endless(config, plan, after, context):
+        delta, kept = update(config, plan, after, context)
+        if context.client == LIAR:
+            delta = {n: SparseTensor(s.shape, s.positions, s.values * 1e24, s.draw) for n, s in delta.items()}
+        return delta, kept
+
+    monkeypatch.setattr(transition, "update", endless)
+    tree = five(tiny_recipe, tmp_path, robust=rule)
+    tree["method"] = {"name": "fedavg"}
+    run(tree, tmp_path / "run")
+    for record in read_rounds(tmp_path / "run" / "rounds.jsonl")[1:]:
+        assert f"left out by {rule}" in record.rejected[LIAR]
+
+
 def test_too_few_updates_for_the_rule_is_a_round_that_does_not_count(tiny_recipe, tmp_path, monkeypatch):
     tree = five(tiny_recipe, tmp_path, robust="krum", attempts=1)
     update = transition.update

@@ -81,29 +81,31 @@ def chosen(scores: Tensor, count: int) -> list[int]:
     return sorted(scores.argsort(stable=True)[:count].tolist())
 
 
-def geometric_median(products: Tensor, weights: Sequence[float], rounds: int = 100, smoothing: float = 1e-6) -> Tensor:
+def geometric_median(products: Tensor, weights: Sequence[float], rounds: int = 1000, smoothing: float = 1e-6) -> Tensor:
     """Weights with which the updates' mean is their weighted geometric median: (n,) float64, with sum 1. Smoothed
     Weiszfeld (RFA's algorithm 2), whose iterates stay combinations of the updates.
 
+    What the distance of two that are alike counts as, and when it is done, goes by the median length: no minority has a
+    say in that, however far away it is.
+
     Args:
-        products: (n, n) inner products.
+        products: (n, n) inner products, finite.
         weights: of the clients; positive, with sum 1.
         rounds: at most.
-        smoothing: of the distances, relative to the largest: two updates that are alike do not divide by nothing.
+        smoothing: of the distances, relative to the updates' median length.
     """
     start = torch.tensor(weights, dtype=torch.float64)
-    least = smoothing * float(distances(products).max())
-    if least == 0:
-        return start
+    usual = float(products.diagonal().clamp(min=0).sqrt().median())
+    least = max(smoothing * usual, torch.finfo(torch.float64).tiny)
     found = start
     for _ in range(rounds):
         mean = products @ found
         apart = (found @ mean - 2 * mean + products.diagonal()).clamp(min=0).sqrt().clamp(min=least)
         following = start / apart
         following = following / following.sum()
-        done = float((following - found).abs().max()) < 1e-9
+        step = following - found
         found = following
-        if done:
+        if float((step @ products @ step).clamp(min=0).sqrt()) <= least:
             break
     return found
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fedsrd.core import robust
 from fedsrd.core.tensors import Delta, Draw, GlobalState, SparseTensor, TensorTable, aligned
@@ -60,7 +61,7 @@ class Robust:
             return Verdict(dict(enumerate(weights)), {})
         products = robust.gram(state.tensors, deltas)
         if self.rule == "geometric-median":
-            return Verdict(dict(enumerate(robust.geometric_median(products, weights).tolist())), {})
+            return self._reweighed(products, weights)
         scores = robust.krum(robust.distances(products), self.byzantine)
         count = 1 if self.rule == "krum" else len(deltas) - self.byzantine
         kept = robust.chosen(scores, count)
@@ -75,6 +76,19 @@ class Robust:
                 if place not in kept
             },
         )
+
+    def _reweighed(self, products: Tensor, weights: Sequence[float]) -> Verdict:
+        # One length that overflows would make every distance, and so every weight, nothing.
+        kept = products.diagonal().isfinite().nonzero().reshape(-1).tolist()
+        out = {
+            place: f"left out by {self.rule}: its length in full weights is not finite (participation.robust)"
+            for place in range(len(weights))
+            if place not in kept
+        }
+        whole = sum(weights[place] for place in kept)
+        shares = [weights[place] / whole for place in kept]
+        found = robust.geometric_median(products[kept][:, kept], shares).tolist() if kept else []
+        return Verdict(dict(zip(kept, found, strict=True)), out)
 
     def total(self, table: TensorTable, elements: Mapping[str, Draw | None], deltas: Sequence[Delta]) -> Delta:
         """The element-wise aggregate of updates that all have the same elements; every client counts alike.
