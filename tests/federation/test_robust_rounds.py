@@ -112,6 +112,16 @@ def test_too_few_updates_for_the_rule_is_a_round_that_does_not_count(tiny_recipe
         ),
         ({"method": {"name": "flasc"}, "participation": {"robust": "median"}}, "flasc"),
         ({"method": {"name": "fedsrd"}, "participation": {"robust": "trimmed-mean"}}, 'take "multi-krum"'),
+        ({"weighting": "examples"}, "how many examples it has is a client's own word"),
+        ({"participation": {"robust": "krum", "minimum": 2}}, "keeps 1 of 5 updates, so no round could count"),
+        (
+            {"participation": {"robust": "multi-krum", "minimum": 5}},
+            "keeps 4 of 5 updates, so no round could count; expected a minimum of at most 4",
+        ),
+        (
+            {"method": {"name": "scaffold"}, "participation": {"robust": "geometric-median"}},
+            'every client counts alike.*take "krum" or "multi-krum"',
+        ),
         ({"method": {"name": "local"}, "participation": {"robust": "krum"}}, "local ends with a model"),
         (
             {"method": {"name": "fedavg"}, "privacy": {"secure_aggregation": {"threshold": 3}}},
@@ -129,3 +139,22 @@ def test_what_cannot_hold_is_refused(tiny_recipe, tmp_path, changes, message):
     tree |= changes
     with pytest.raises(RecipeError, match=message):
         setup.check(recipes.parse(tree), Watch(), Assets())
+
+
+@pytest.mark.parametrize("rule", ["krum", "geometric-median"])
+def test_clients_of_several_ranks_have_no_distance(tiny_recipe, tmp_path, rule):
+    tree = five(tiny_recipe, tmp_path, robust=rule)
+    tree["method"] = {"name": "flexlora"}
+    tree["clients"][1]["rank"] = 1
+    with pytest.raises(RecipeError, match="the rank of c1 is not lora.rank"):
+        setup.check(recipes.parse(tree), Watch(), Assets())
+
+
+@pytest.mark.parametrize("method", ["scaffold", "feddyn"])
+def test_krum_leaves_a_liar_out_where_every_client_counts_alike(tiny_recipe, tmp_path, lying, method):
+    """Nothing of it is in the state, a control variate neither."""
+    tree = five(tiny_recipe, tmp_path, robust="multi-krum")
+    tree["method"] = {"name": method}
+    run(tree, tmp_path / "run")
+    for record in read_rounds(tmp_path / "run" / "rounds.jsonl")[1:]:
+        assert list(record.rejected) == [LIAR]

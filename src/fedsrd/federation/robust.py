@@ -19,6 +19,11 @@ def least(rule: RobustRule, byzantine: int) -> int:
     return 2 * byzantine + (3 if rule in CHOOSING else 1)
 
 
+def most(rule: RobustRule, byzantine: int, count: int) -> int:
+    """Most of `count` updates that a rule keeps."""
+    return {"krum": 1, "multi-krum": count - byzantine}.get(rule, count)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a rule says of a round's updates.
@@ -63,8 +68,7 @@ class Robust:
         if self.rule == "geometric-median":
             return self._reweighed(products, weights)
         scores = robust.krum(robust.distances(products), self.byzantine)
-        count = 1 if self.rule == "krum" else len(deltas) - self.byzantine
-        kept = robust.chosen(scores, count)
+        kept = robust.chosen(scores, most(self.rule, self.byzantine, len(deltas)))
         whole = sum(weights[place] for place in kept)
         farthest = float(scores[kept].max()) ** 0.5
         return Verdict(
