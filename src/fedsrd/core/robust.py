@@ -48,13 +48,20 @@ def _dense(delta: Delta, name: str, like: Tensor) -> Tensor:
 
 
 def _of_pair(B: Tensor, A: Tensor, moved_B: Sequence[Tensor], moved_A: Sequence[Tensor]) -> Tensor:
-    left = [torch.cat([dB, B + dB], 1) for dB in moved_B]
-    right = [torch.cat([A, dA], 0) for dA in moved_A]
-    found = torch.zeros(len(left), len(left), dtype=torch.float64)
-    for i in range(len(left)):
+    # P_i^T P_j and Q_i Q_j^T by their blocks of rank by rank, of which only one each is of the pair: what is of one
+    # client alone is multiplied once, not once for every other.
+    whole_B, whole_A = (B.T @ B).double(), (A @ A.T).double()
+    half_B = [(B.T @ dB).double() for dB in moved_B]
+    half_A = [(A @ dA.T).double() for dA in moved_A]
+    found = torch.zeros(len(moved_B), len(moved_B), dtype=torch.float64)
+    for i in range(len(moved_B)):
         for j in range(i + 1):
-            product = ((left[i].T @ left[j]).double() * (right[i] @ right[j].T).double()).sum()
-            found[i, j] = found[j, i] = product
+            both_B = (moved_B[i].T @ moved_B[j]).double()
+            both_A = (moved_A[i] @ moved_A[j].T).double()
+            left, right = half_B[i].T + both_B, half_B[j] + both_B
+            product = both_B * whole_A + left * half_A[j] + right * half_A[i].T
+            product += (whole_B + left + half_B[j]) * both_A
+            found[i, j] = found[j, i] = product.sum()
     return found
 
 
