@@ -48,13 +48,21 @@ def _dense(delta: Delta, name: str, like: Tensor) -> Tensor:
 
 
 def _of_pair(B: Tensor, A: Tensor, moved_B: Sequence[Tensor], moved_A: Sequence[Tensor]) -> Tensor:
-    left = [torch.cat([dB, B + dB], 1) for dB in moved_B]
-    right = [torch.cat([A, dA], 0) for dA in moved_A]
-    found = torch.zeros(len(left), len(left), dtype=torch.float64)
-    for i in range(len(left)):
-        for j in range(i + 1):
-            product = ((left[i].T @ left[j]).double() * (right[i] @ right[j].T).double()).sum()
-            found[i, j] = found[j, i] = product
+    # P_i^T P_j and Q_i Q_j^T in blocks of r x r: of a pair of clients only dB_i^T dB_j and dA_i dA_j^T are new.
+    count, r = len(moved_B), B.shape[1]
+    left, right = torch.cat(list(moved_B), 1), torch.cat(list(moved_A), 0)
+    old_B, old_A = (B.T @ B).double(), (A @ A.T).double()
+    cross_B = (left.T @ B).double().reshape(count, r, r)
+    cross_A = (right @ A.T).double().reshape(count, r, r)
+    found = torch.zeros(count, count, dtype=torch.float64)
+    for i in range(count):
+        upto = (i + 1) * r
+        both_B = (left[:, i * r : upto].T @ left[:, :upto]).double().reshape(r, i + 1, r).transpose(0, 1)
+        both_A = (right[i * r : upto] @ right[:upto].T).double().reshape(r, i + 1, r).transpose(0, 1)
+        mine, theirs = cross_B[i] + both_B, cross_B[: i + 1].mT
+        products = both_B * old_A + mine * cross_A[: i + 1].mT
+        products += (theirs + both_B) * cross_A[i] + (old_B + theirs + mine) * both_A
+        found[i, : i + 1] = found[: i + 1, i] = products.sum((1, 2))
     return found
 
 
