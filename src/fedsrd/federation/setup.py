@@ -15,7 +15,7 @@ from fedsrd import methods
 from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import RecipeError
 from fedsrd.explain import explain
-from fedsrd.federation.robust import BY_ELEMENT, Robust, least
+from fedsrd.federation.robust import BY_ELEMENT, Robust, least, left
 from fedsrd.federation.sampling import share
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Assets, Observer, check_data
@@ -300,6 +300,12 @@ def _check_robust(recipe: Recipe) -> None:
         raise RecipeError(
             f"{where} with participation.byzantine = {asked.byzantine}: {count} clients are asked in a round; expected "
             f"at least {needed}, or fewer that may lie"
+        )
+    kept = left(asked.robust, asked.byzantine, count)
+    if asked.minimum > kept:
+        raise RecipeError(
+            f"{where} with participation.minimum = {asked.minimum}: the rule leaves {kept} of {count} updates; "
+            f"expected a minimum of {kept} at most"
         )
 
 
