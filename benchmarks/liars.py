@@ -13,8 +13,8 @@ part of all four. Attacks:
   medians; huge: a hundred times as long, beyond it;
 - noise: Gaussian, in every tensor nine times as long as the honest update;
 - labels: trained on responses that were exchanged between examples, the update as long as it comes;
-- backdoor: half of the examples have a trigger before the instruction and a fixed response; the update is scaled by the ratio of
-  clients to liars, so that it survives the mean (Bagdasaryan et al., arXiv 1807.00459);
+- backdoor: half of the examples have a trigger before the instruction and a fixed response; the update is scaled by
+  the ratio of clients to liars, so that it survives the mean (Bagdasaryan et al., arXiv 1807.00459);
 - adaptive: knows all honest updates and the defence. Sends their mean less g standard deviations, element by element
   (ALIE, Baruch et al., arXiv 1902.06156), with the largest g with which it is no farther from any honest update than
   two honest ones are from each other (min-max, Shejwalkar and Houmansadr, NDSS 2021).
