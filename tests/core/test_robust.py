@@ -101,6 +101,19 @@ def test_updates_that_are_alike_keep_their_weights():
     assert robust.geometric_median(torch.zeros(3, 3, dtype=torch.float64), [0.2, 0.3, 0.5]).tolist() == [0.2, 0.3, 0.5]
 
 
+@pytest.mark.parametrize("far", [1e1, 1e4, 1e7, 1e9, 1e12])
+@pytest.mark.parametrize(("honest", "liars"), [(4, 1), (5, 4), (9, 7)])
+def test_a_minority_moves_the_geometric_median_no_further_for_being_farther_away(far, honest, liars):
+    """Its breakdown point is a half; where f of n lie it stays within 2 (n - f) / (n - 2 f) radii of the honest."""
+    random = np.random.default_rng(0)
+    true = random.standard_normal((honest, 50)) * 0.1 + 1
+    values = np.concatenate([true, np.full((liars, 50), -far)])
+    found = robust.geometric_median(torch.from_numpy(values @ values.T), [1 / len(values)] * len(values)).numpy()
+    radius = np.linalg.norm(true - true.mean(0), axis=1).max()
+    moved = np.linalg.norm(found @ values - true.mean(0))
+    assert moved <= 2 * honest / (honest - liars) * radius * 1.01
+
+
 @given(st.integers(1, 9), st.integers(0, 3), st.integers(0, 9))
 def test_the_trimmed_mean_and_the_median(clients, trim, seed):
     values = np.random.default_rng(seed).standard_normal((clients, 11))

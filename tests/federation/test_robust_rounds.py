@@ -13,9 +13,9 @@ from toy import build
 from watching import Watch
 
 from fedsrd import recipe as recipes
-from fedsrd.core.tensors import Draw, GlobalState, SparseTensor, TensorSpec, TensorTable
+from fedsrd.core.tensors import Draw, SparseTensor, TensorSpec, TensorTable
 from fedsrd.errors import FederationError, RecipeError
-from fedsrd.federation import screening, setup, transition
+from fedsrd.federation import setup, transition
 from fedsrd.federation.robust import Robust
 from fedsrd.federation.session import Assets
 from fedsrd.federation.transition import FederationConfig
@@ -78,6 +78,24 @@ def test_a_liar_does_not_move_the_rest(tiny_recipe, tmp_path, lying, rule, metho
             assert f"left out by {rule}" in record.rejected[LIAR]
 
 
+@pytest.mark.parametrize("rule", ["krum", "multi-krum", "geometric-median"])
+def test_a_length_that_overflows_is_left_out_and_the_round_closes(tiny_recipe, tmp_path, monkeypatch, rule):
+    update = transition.update
+
+    def endless(config, plan, after, context):
+        delta, kept = update(config, plan, after, context)
+        if context.client == LIAR:
+            delta = {n: SparseTensor(s.shape, s.positions, s.values * 1e24, s.draw) for n, s in delta.items()}
+        return delta, kept
+
+    monkeypatch.setattr(transition, "update", endless)
+    tree = five(tiny_recipe, tmp_path, robust=rule)
+    tree["method"] = {"name": "fedavg"}
+    run(tree, tmp_path / "run")
+    for record in read_rounds(tmp_path / "run" / "rounds.jsonl")[1:]:
+        assert f"left out by {rule}" in record.rejected[LIAR]
+
+
 def test_too_few_updates_for_the_rule_is_a_round_that_does_not_count(tiny_recipe, tmp_path, monkeypatch):
     tree = five(tiny_recipe, tmp_path, robust="krum", attempts=1)
     update = transition.update
@@ -90,29 +108,6 @@ def test_too_few_updates_for_the_rule_is_a_round_that_does_not_count(tiny_recipe
     monkeypatch.setattr(transition, "update", failing)
     with pytest.raises(FederationError, match="4 of at least 5 clients sent a usable update"):
         run(tree, tmp_path / "run")
-
-
-@pytest.mark.parametrize("rule", ["krum", "multi-krum", "geometric-median"])
-def test_an_update_without_a_finite_length_is_left_out_alone(rule):
-    state = GlobalState({"scale": torch.zeros(3)})
-    places = [0.1, 0.2, 3e38, 0.2, 0.1, 0.3]
-    deltas = [{"scale": SparseTensor.from_mask(torch.full((3,), v), torch.ones(3) > 0)} for v in places]
-    verdict = Robust(rule, 1).judge(state, deltas, lambda kept: [1 / len(kept)] * len(kept))
-    assert "not finite" in verdict.reasons[2]
-    assert 2 not in verdict.weights
-    assert sum(verdict.weights.values()) == pytest.approx(1)
-    assert Robust(rule, 2).judge(state, deltas[:4], len).weights == {}
-
-
-def test_who_is_chosen_is_weighed_among_the_chosen():
-    """Else who has the largest share that is allowed would have more than that once others are left out."""
-    state = GlobalState({"scale": torch.zeros(2)})
-    deltas = [{"scale": SparseTensor.from_mask(torch.full((2,), v), torch.ones(2) > 0)} for v in (1, 1.1, 9, 1.2, 0.9)]
-    examples = [1000, 1, 50, 1, 1]
-    verdict = Robust("multi-krum", 1).judge(
-        state, deltas, lambda kept: screening.shares([examples[place] for place in kept], 0.5)
-    )
-    assert verdict.weights == pytest.approx({0: 0.5, 1: 1 / 6, 3: 1 / 6, 4: 1 / 6})
 
 
 def test_an_aggregate_by_element_of_fewer_than_it_needs_is_refused():
@@ -168,10 +163,6 @@ def test_the_aggregate_by_element_is_that_of_dense_updates(seed, rule, draw):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"participation": {"robust": "multi-krum", "minimum": 5}},
-            "the rule leaves 4 of 5 updates; expected a minimum of 4",
-        ),
         ({"participation": {"robust": "krum", "byzantine": 2}}, "5 clients are asked in a round; expected at least 7"),
         (
             {"method": {"name": "fedavg"}, "participation": {"robust": "median", "fraction": 0.4}},
@@ -179,6 +170,16 @@ def test_the_aggregate_by_element_is_that_of_dense_updates(seed, rule, draw):
         ),
         ({"method": {"name": "flasc"}, "participation": {"robust": "median"}}, "flasc"),
         ({"method": {"name": "fedsrd"}, "participation": {"robust": "trimmed-mean"}}, 'take "multi-krum"'),
+        ({"weighting": "examples"}, "how many examples it has is a client's own word"),
+        ({"participation": {"robust": "krum", "minimum": 2}}, "keeps 1 of 5 updates, so no round could count"),
+        (
+            {"participation": {"robust": "multi-krum", "minimum": 5}},
+            "keeps 4 of 5 updates, so no round could count; expected a minimum of at most 4",
+        ),
+        (
+            {"method": {"name": "scaffold"}, "participation": {"robust": "geometric-median"}},
+            'every client counts alike.*take "krum" or "multi-krum"',
+        ),
         ({"method": {"name": "local"}, "participation": {"robust": "krum"}}, "local ends with a model"),
         (
             {"method": {"name": "fedavg"}, "privacy": {"secure_aggregation": {"threshold": 3}}},
@@ -196,3 +197,22 @@ def test_what_cannot_hold_is_refused(tiny_recipe, tmp_path, changes, message):
     tree |= changes
     with pytest.raises(RecipeError, match=message):
         setup.check(recipes.parse(tree), Watch(), Assets())
+
+
+@pytest.mark.parametrize("rule", ["krum", "geometric-median"])
+def test_clients_of_several_ranks_have_no_distance(tiny_recipe, tmp_path, rule):
+    tree = five(tiny_recipe, tmp_path, robust=rule)
+    tree["method"] = {"name": "flexlora"}
+    tree["clients"][1]["rank"] = 1
+    with pytest.raises(RecipeError, match="the rank of c1 is not lora.rank"):
+        setup.check(recipes.parse(tree), Watch(), Assets())
+
+
+@pytest.mark.parametrize("method", ["scaffold", "feddyn"])
+def test_krum_leaves_a_liar_out_where_every_client_counts_alike(tiny_recipe, tmp_path, lying, method):
+    """Nothing of it is in the state, a control variate neither."""
+    tree = five(tiny_recipe, tmp_path, robust="multi-krum")
+    tree["method"] = {"name": method}
+    run(tree, tmp_path / "run")
+    for record in read_rounds(tmp_path / "run" / "rounds.jsonl")[1:]:
+        assert list(record.rejected) == [LIAR]

@@ -29,6 +29,7 @@ REFUSED = {
     "SUM_ONLY": set(methods.names()) - {"fedavg", "fedprox", "ffa-lora", "fed-dare"} - KEEPING,
     "PLANNER": REFERENCES,
     "ROBUST": REFERENCES | {"fedsa-lora"},
+    "REWEIGHED": CONTROLLED,
     "MASKED_SUM": set(methods.names()) - {"fedavg", "fedprox", "ffa-lora", "cyclic"},
     "BY_ELEMENT": set(methods.names()) - {"fedavg", "fedprox", "ffa-lora", "cyclic"},
 }
@@ -40,6 +41,7 @@ INSTEAD = {
     "NETWORK": "use fedsrd run",
     "MASKED_SUM": 'fedavg and its kin fit with sparsifier = "dense" or "cyclic", fedsrd-e with that and '
     'decompose_at = "client"',
+    "REWEIGHED": 'take "krum" or "multi-krum"',
     "BY_ELEMENT": 'take "multi-krum" or "geometric-median"',
 }
 EVERY_HOST = pytest.mark.parametrize("host", sorted(REFUSED))
@@ -97,6 +99,7 @@ NEEDS = {
     Need.POOLED: {"centralised"},
     Need.CLIENT_STATE: {*REFERENCES, *CONTROLLED, *KEEPING, "fedsa-lora"},
     Need.GRADIENT_HOOK: CONTROLLED,
+    Need.COUNTS_ALIKE: CONTROLLED,
     Need.EQUAL_RANKS: REFUSED["LOWER_RANKS"],
     Need.LORA: REFUSED["PLAIN_TENSORS"],
     Need.SINGLE_UPDATES: REFUSED["SUM_ONLY"],

@@ -48,21 +48,20 @@ def _dense(delta: Delta, name: str, like: Tensor) -> Tensor:
 
 
 def _of_pair(B: Tensor, A: Tensor, moved_B: Sequence[Tensor], moved_A: Sequence[Tensor]) -> Tensor:
-    # P_i^T P_j and Q_i Q_j^T in blocks of r x r: of a pair of clients only dB_i^T dB_j and dA_i dA_j^T are new.
-    count, r = len(moved_B), B.shape[1]
-    left, right = torch.cat(list(moved_B), 1), torch.cat(list(moved_A), 0)
-    old_B, old_A = (B.T @ B).double(), (A @ A.T).double()
-    cross_B = (left.T @ B).double().reshape(count, r, r)
-    cross_A = (right @ A.T).double().reshape(count, r, r)
-    found = torch.zeros(count, count, dtype=torch.float64)
-    for i in range(count):
-        upto = (i + 1) * r
-        both_B = (left[:, i * r : upto].T @ left[:, :upto]).double().reshape(r, i + 1, r).transpose(0, 1)
-        both_A = (right[i * r : upto] @ right[:upto].T).double().reshape(r, i + 1, r).transpose(0, 1)
-        mine, theirs = cross_B[i] + both_B, cross_B[: i + 1].mT
-        products = both_B * old_A + mine * cross_A[: i + 1].mT
-        products += (theirs + both_B) * cross_A[i] + (old_B + theirs + mine) * both_A
-        found[i, : i + 1] = found[: i + 1, i] = products.sum((1, 2))
+    # P_i^T P_j and Q_i Q_j^T by their blocks of rank by rank, of which only one each is of the pair: what is of one
+    # client alone is multiplied once, not once for every other.
+    whole_B, whole_A = (B.T @ B).double(), (A @ A.T).double()
+    half_B = [(B.T @ dB).double() for dB in moved_B]
+    half_A = [(A @ dA.T).double() for dA in moved_A]
+    found = torch.zeros(len(moved_B), len(moved_B), dtype=torch.float64)
+    for i in range(len(moved_B)):
+        for j in range(i + 1):
+            both_B = (moved_B[i].T @ moved_B[j]).double()
+            both_A = (moved_A[i] @ moved_A[j].T).double()
+            left, right = half_B[i].T + both_B, half_B[j] + both_B
+            product = both_B * whole_A + left * half_A[j] + right * half_A[i].T
+            product += (whole_B + left + half_B[j]) * both_A
+            found[i, j] = found[j, i] = product.sum()
     return found
 
 
@@ -89,29 +88,31 @@ def chosen(scores: Tensor, count: int) -> list[int]:
     return sorted(scores.argsort(stable=True)[:count].tolist())
 
 
-def geometric_median(products: Tensor, weights: Sequence[float], rounds: int = 100, smoothing: float = 1e-6) -> Tensor:
+def geometric_median(products: Tensor, weights: Sequence[float], rounds: int = 1000, smoothing: float = 1e-6) -> Tensor:
     """Weights with which the updates' mean is their weighted geometric median: (n,) float64, with sum 1. Smoothed
     Weiszfeld (RFA's algorithm 2), whose iterates stay combinations of the updates.
 
+    What the distance of two that are alike counts as, and when it is done, goes by the median length: no minority has a
+    say in that, however far away it is.
+
     Args:
-        products: (n, n) inner products.
+        products: (n, n) inner products, finite.
         weights: of the clients; positive, with sum 1.
         rounds: at most.
-        smoothing: of the distances, relative to the largest: two updates that are alike do not divide by nothing.
+        smoothing: of the distances, relative to the updates' median length.
     """
     start = torch.tensor(weights, dtype=torch.float64)
-    least = smoothing * float(distances(products).max())
-    if least == 0:
-        return start
+    usual = float(products.diagonal().clamp(min=0).sqrt().median())
+    least = max(smoothing * usual, torch.finfo(torch.float64).tiny)
     found = start
     for _ in range(rounds):
         mean = products @ found
         apart = (found @ mean - 2 * mean + products.diagonal()).clamp(min=0).sqrt().clamp(min=least)
         following = start / apart
         following = following / following.sum()
-        done = float((following - found).abs().max()) < 1e-9
+        step = following - found
         found = following
-        if done:
+        if float((step @ products @ step).clamp(min=0).sqrt()) <= least:
             break
     return found
 

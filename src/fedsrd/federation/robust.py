@@ -1,7 +1,7 @@
 """Which updates of a round count, and by how much, where some clients may lie (`core.robust`)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +23,15 @@ def least(rule: RobustRule, byzantine: int) -> int:
     return 2 * byzantine + (3 if rule in CHOOSING else 1)
 
 
-def left(rule: RobustRule, byzantine: int, count: int) -> int:
-    """How many of so many updates count by a rule."""
+def most(rule: RobustRule, byzantine: int, count: int) -> int:
+    """Most of `count` updates that a rule keeps."""
     return {"krum": 1, "multi-krum": count - byzantine}.get(rule, count)
 
 
 def whole(weights: Sequence[float]) -> list[float]:
     """The same weights with sum 1."""
-    return [weight / sum(weights) for weight in weights]
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Verdict:
     """What a rule says of a round's updates.
 
     Attributes:
-        weights: of those that count, by their place; with sum 1. Nobody does where fewer than `Robust.least` were
-            usable.
+        weights: of those that count, by their place; with sum 1.
         reasons: why others do not, by their place.
     """
 
@@ -64,52 +64,44 @@ class Robust:
         """Fewest updates that it needs."""
         return least(self.rule, self.byzantine)
 
-    @property
-    def by_element(self) -> bool:
-        """Whether it makes an aggregate of its own (`total`), not weights."""
-        return self.rule in BY_ELEMENT
-
-    def judge(
-        self, state: GlobalState, deltas: Sequence[Delta], weigh: Callable[[Sequence[int]], Sequence[float]]
-    ) -> Verdict:
+    def judge(self, state: GlobalState, deltas: Sequence[Delta], weights: Sequence[float]) -> Verdict:
         """Chooses or reweighs, by how far updates are from each other.
 
         Args:
             state: what they build on.
-            deltas: in an order that does not depend on who came first.
-            weigh: what the updates at these places count among each other without the rule; with sum 1.
+            deltas: at least `least`, in an order that does not depend on who came first.
+            weights: what they count without the rule; with sum 1.
         """
-        places = list(range(len(deltas)))
-        if len(places) < self.least:
-            return Verdict({}, {})
-        if self.by_element:
-            return Verdict(dict(zip(places, weigh(places), strict=True)), {})
+        if self.rule in BY_ELEMENT:
+            return Verdict(dict(enumerate(weights)), {})
         products = robust.gram(state.tensors, deltas)
-        # A finite update may have no finite length; one such would leave nobody else a distance.
-        usable = products.diagonal().isfinite()
-        reasons = {
-            place: f"left out by {self.rule}: its length in full weights is not finite (participation.robust)"
-            for place in places
-            if not usable[place]
-        }
-        places = [place for place in places if usable[place]]
-        if len(places) < self.least:
-            return Verdict({}, reasons)
-        products = products[places][:, places]
         if self.rule == "geometric-median":
-            found = robust.geometric_median(products, weigh(places))
-            return Verdict(dict(zip(places, found.tolist(), strict=True)), reasons)
+            return self._reweighed(products, weights)
         scores = robust.krum(robust.distances(products), self.byzantine)
-        chosen = robust.chosen(scores, left(self.rule, self.byzantine, len(places)))
-        farthest = float(scores[chosen].max()) ** 0.5
-        reasons |= {
-            place: f"left out by {self.rule}: it is {float(score) ** 0.5:.3g} from its nearest others, who stays "
-            f"{farthest:.3g} at most (participation.robust)"
-            for at, (place, score) in enumerate(zip(places, scores, strict=True))
-            if at not in chosen
+        kept = robust.chosen(scores, most(self.rule, self.byzantine, len(deltas)))
+        shares = whole([weights[place] for place in kept])
+        farthest = float(scores[kept].max()) ** 0.5
+        return Verdict(
+            dict(zip(kept, shares, strict=True)),
+            {
+                place: f"left out by {self.rule}: it is {float(scores[place]) ** 0.5:.3g} from its nearest others, who "
+                f"stays {farthest:.3g} at most (participation.robust)"
+                for place in range(len(deltas))
+                if place not in kept
+            },
+        )
+
+    def _reweighed(self, products: Tensor, weights: Sequence[float]) -> Verdict:
+        # One length that overflows would make every distance, and so every weight, nothing.
+        kept = products.diagonal().isfinite().nonzero().reshape(-1).tolist()
+        out = {
+            place: f"left out by {self.rule}: its length in full weights is not finite (participation.robust)"
+            for place in range(len(weights))
+            if place not in kept
         }
-        kept = [places[at] for at in chosen]
-        return Verdict(dict(zip(kept, weigh(kept), strict=True)), reasons)
+        shares = whole([weights[place] for place in kept])
+        found = robust.geometric_median(products[kept][:, kept], shares).tolist() if kept else []
+        return Verdict(dict(zip(kept, found, strict=True)), out)
 
     def total(self, config: FederationConfig, number: int, deltas: Sequence[Delta]) -> Delta:
         """The element-wise aggregate at the elements that all send in a round; every client counts alike. What a client
@@ -140,5 +132,5 @@ class Robust:
 
 
 def _at(sparse: SparseTensor | None, shape: Shape, positions: Tensor | None) -> Tensor:
-    whole = torch.zeros(math.prod(shape)) if sparse is None else sparse.dense().reshape(-1)
-    return whole if positions is None else whole[positions]
+    dense = torch.zeros(math.prod(shape)) if sparse is None else sparse.dense().reshape(-1)
+    return dense if positions is None else dense[positions]

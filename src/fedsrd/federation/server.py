@@ -11,7 +11,7 @@ from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation import screening, snapshot, sums, transition
 from fedsrd.federation.ledger import Ledger
 from fedsrd.federation.messages import Broadcast, Failure, Held, Snapshot, Start, Sync, TrainTask, Update
-from fedsrd.federation.robust import Robust, whole
+from fedsrd.federation.robust import BY_ELEMENT, Robust, whole
 from fedsrd.federation.screening import History, NormBound
 from fedsrd.federation.spool import Spool
 from fedsrd.federation.transition import FederationConfig
@@ -351,7 +351,7 @@ class Server:
                 for one, weight in zip(chosen, weights, strict=True)
             ]
             clients = max(len(self.roster), len(self.ledger.known), len(chosen))
-            if self._robust is not None and self._robust.by_element:
+            if self._robust is not None and self._robust.rule in BY_ELEMENT:
                 total = self._robust.total(self.config, number, [one.delta for one in chosen])
                 return transition.close_sum(self.config, self.state, total, len(chosen), self.memory, clients)
             if self._noise is not None:
@@ -372,12 +372,10 @@ class Server:
         """Those that count by the robust rule, with their weights; the others are added to `rejected`."""
         if self._robust is None:
             return found, None
-        verdict = self._robust.judge(
-            self.state, [one.delta for one in found], lambda places: self._weights([found[place] for place in places])
-        )
+        if len(found) < self._robust.least:
+            raise self._too_few(len(found), rejected, number, self._robust.least)
+        verdict = self._robust.judge(self.state, [one.delta for one in found], self._weights(found))
         rejected += [Failure(found[place].update.client, number, reason) for place, reason in verdict.reasons.items()]
-        if not verdict.weights:
-            raise self._too_few(len(found) - len(verdict.reasons), rejected, number, self._robust.least)
         return [found[place] for place in verdict.weights], list(verdict.weights.values())
 
     def _noised(self, contributions: Sequence[Contribution], number: int) -> Delta:

@@ -15,7 +15,7 @@ from fedsrd import methods
 from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import RecipeError
 from fedsrd.explain import explain
-from fedsrd.federation.robust import BY_ELEMENT, Robust, least, left
+from fedsrd.federation.robust import BY_ELEMENT, Robust, least, most
 from fedsrd.federation.sampling import share
 from fedsrd.federation.server import Server
 from fedsrd.federation.session import Assets, Observer, check_data
@@ -294,6 +294,19 @@ def _check_robust(recipe: Recipe) -> None:
     capabilities.check(method, capabilities.ROBUST, where)
     if asked.robust in BY_ELEMENT:
         capabilities.check(method, capabilities.BY_ELEMENT, where)
+    if asked.robust == "geometric-median":
+        capabilities.check(method, capabilities.REWEIGHED, where)
+    if recipe.weighting != "uniform":
+        raise RecipeError(
+            f'weighting = "{recipe.weighting}" with {where}: how many examples it has is a client\'s own word, and one '
+            'that lies could count for as much as all others; expected weighting = "uniform"'
+        )
+    lower = [entry.name for entry in recipe.clients if entry.rank not in (None, recipe.lora.rank)]
+    if lower:
+        raise RecipeError(
+            f"{where}: the rank of {', '.join(lower)} is not lora.rank = {recipe.lora.rank}, and changes of "
+            "models that begin as others have no distance; expected one rank for all"
+        )
     count = share(len(recipe.clients), asked.fraction, asked.minimum)
     needed = least(asked.robust, asked.byzantine)
     if count < needed:
@@ -301,11 +314,11 @@ def _check_robust(recipe: Recipe) -> None:
             f"{where} with participation.byzantine = {asked.byzantine}: {count} clients are asked in a round; expected "
             f"at least {needed}, or fewer that may lie"
         )
-    kept = left(asked.robust, asked.byzantine, count)
-    if asked.minimum > kept:
+    kept = most(asked.robust, asked.byzantine, count)
+    if kept < asked.minimum:
         raise RecipeError(
-            f"{where} with participation.minimum = {asked.minimum}: the rule leaves {kept} of {count} updates; "
-            f"expected a minimum of {kept} at most"
+            f"{where} with participation.minimum = {asked.minimum}: the rule keeps {kept} of {count} updates, so no "
+            f"round could count; expected a minimum of at most {kept}"
         )
 
 

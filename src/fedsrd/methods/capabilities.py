@@ -21,6 +21,7 @@ class Need(Enum):
     LORA = "works on pairs of LoRA factors"
     SINGLE_UPDATES = "needs every client's own update, not their sum"
     NO_STEP = "makes no step that a server optimizer could change"
+    COUNTS_ALIKE = "keeps something at its server in which every client counts alike"
     OWN_ELEMENTS = "lets each client choose which elements it sends"
 
 
@@ -61,6 +62,7 @@ MASKED_SUM = Host(
     'fedavg and its kin fit with sparsifier = "dense" or "cyclic", fedsrd-e with that and decompose_at = "client"',
 )
 ROBUST = Host("a robust aggregate", frozenset({Need.PERSONAL, Need.REFERENCE, Need.POOLED}))
+REWEIGHED = Host("an aggregate that reweighs clients", frozenset({Need.COUNTS_ALIKE}), 'take "krum" or "multi-krum"')
 BY_ELEMENT = Host(
     "an aggregate element by element",
     frozenset({Need.SINGLE_UPDATES, Need.OWN_ELEMENTS, Need.PERSONAL, Need.REFERENCE, Need.POOLED}),
@@ -78,6 +80,7 @@ def needs(method: Method) -> frozenset[Need]:
         Need.POOLED: method.pooled,
         Need.CLIENT_STATE: method.keeps_client_state,
         Need.GRADIENT_HOOK: method.hooks_gradients,
+        Need.COUNTS_ALIKE: method.counts_alike,
         Need.EQUAL_RANKS: not method.any_rank,
         Need.LORA: method.needs_lora,
         Need.SINGLE_UPDATES: not method.linear,

@@ -41,6 +41,7 @@ class FedDyn(Method):
     Options = FedDynOptions
     keeps_client_state = True
     hooks_gradients = True
+    counts_alike = True
     options: FedDynOptions
 
     def local_plan(self, state: GlobalState, context: ClientContext) -> LocalPlan:

@@ -129,6 +129,7 @@ class Method(ABC):
         server_model: the model to use (`model`) is known to the server alone.
         keeps_client_state: clients keep something between rounds.
         hooks_gradients: local training has a gradient hook.
+        counts_alike: the server keeps something in which every client counts alike, whatever its weight.
     """
 
     name: ClassVar[str]
@@ -144,6 +145,7 @@ class Method(ABC):
     server_model: ClassVar[bool] = False
     keeps_client_state: ClassVar[bool] = False
     hooks_gradients: ClassVar[bool] = False
+    counts_alike: ClassVar[bool] = False
 
     def __init__(self, options: MethodOptions) -> None:
         self.options = options

@@ -58,6 +58,7 @@ class Scaffold(Method):
     summary = "FedAvg with control variates against client drift"
     keeps_client_state = True
     hooks_gradients = True
+    counts_alike = True
 
     def state_table(self, table: TensorTable) -> TensorTable:
         """The model's tensors, and a control variate of each."""
