@@ -1,16 +1,24 @@
 """Rounds in which a client lies: robust rules leave it out, or keep it from moving the rest."""
 
 import json
+from unittest import mock
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_run import run
+from toy import build
 from watching import Watch
 
 from fedsrd import recipe as recipes
-from fedsrd.core.tensors import SparseTensor
+from fedsrd.core.tensors import Draw, SparseTensor, TensorSpec, TensorTable
 from fedsrd.errors import FederationError, RecipeError
 from fedsrd.federation import setup, transition
+from fedsrd.federation.robust import Robust
 from fedsrd.federation.session import Assets
+from fedsrd.federation.transition import FederationConfig
 from fedsrd.runs.records import read_rounds
 
 LIAR = "c4"
@@ -100,6 +108,56 @@ def test_too_few_updates_for_the_rule_is_a_round_that_does_not_count(tiny_recipe
     monkeypatch.setattr(transition, "update", failing)
     with pytest.raises(FederationError, match="4 of at least 5 clients sent a usable update"):
         run(tree, tmp_path / "run")
+
+
+def test_an_aggregate_by_element_of_fewer_than_it_needs_is_refused():
+    with pytest.raises(FederationError, match="2 updates: trimmed-mean needs at least 3"):
+        Robust("trimmed-mean", 1).total(FederationConfig(build("fedavg"), TensorTable(()), 0), 1, [{}, {}])
+
+
+@pytest.mark.parametrize("method", ["fedavg", "cyclic"])
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
+def test_who_sends_other_elements_moves_no_others(tiny_recipe, tmp_path, monkeypatch, rule, method):
+    """Half of the elements, each at its neighbour's place: the round closes, and each element is the clients' own."""
+    update = transition.update
+
+    def lied(config, plan, after, context):
+        delta, kept = update(config, plan, after, context)
+        if context.client == LIAR:
+            delta = {name: shifted(sparse) for name, sparse in delta.items()}
+        return delta, kept
+
+    def shifted(sparse):
+        places = torch.arange(0, sparse.elements, 2)
+        return SparseTensor(sparse.shape, places, torch.full((len(places),), 0.5))
+
+    tree = five(tiny_recipe, tmp_path, robust=rule)
+    tree["method"] = {"name": method}
+    honest, _ = run(tree, tmp_path / "honest")
+    monkeypatch.setattr(transition, "update", lied)
+    lying, _ = run(tree, tmp_path / "lying")
+    assert not any(record.rejected for record in read_rounds(tmp_path / "lying" / "rounds.jsonl"))
+    assert abs(lying.final.in_domain - honest.final.in_domain) < 0.05
+
+
+@given(st.integers(0, 99), st.sampled_from(["median", "trimmed-mean"]), st.sampled_from([None, Draw(7, 0.5)]))
+def test_the_aggregate_by_element_is_that_of_dense_updates(seed, rule, draw):
+    random = np.random.default_rng(seed)
+    shape = (4, 3)
+    config = FederationConfig(build("fedavg"), TensorTable((TensorSpec("A", shape),)), 0)
+    whole = [torch.from_numpy(random.standard_normal(shape)).float() for _ in range(5)]
+    masks = [torch.from_numpy(random.random(shape) < 0.7) for _ in whole]
+    deltas = [{"A": SparseTensor.from_mask(w, m)} for w, m in zip(whole, masks, strict=True)]
+    dense = np.sort(np.stack([(w * m).double().numpy() for w, m in zip(whole, masks, strict=True)]), 0)
+    wanted = dense[2] if rule == "median" else dense[1:4].mean(0)
+    if draw is not None:
+        mask = np.zeros(12, bool)
+        mask[draw.positions("A", 12).numpy()] = True
+        wanted = np.where(mask.reshape(shape), wanted, 0)
+    with mock.patch.object(type(config.method), "elements", return_value={"A": draw}):
+        found = Robust(rule, 1).total(config, 1, deltas)["A"]
+    assert found.draw == draw
+    assert np.allclose(found.dense().numpy(), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,17 @@
 """Which updates of a round count, and by how much, where some clients may lie (`core.robust`)."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedsrd.core import robust
-from fedsrd.core.tensors import Delta, Draw, GlobalState, SparseTensor, TensorTable, aligned
+from fedsrd.core.tensors import Delta, GlobalState, Shape, SparseTensor, aligned
+from fedsrd.errors import FederationError
+from fedsrd.federation.transition import FederationConfig
+from fedsrd.methods import RoundContext
 from fedsrd.recipe import RobustRule
 
 CHOOSING = ("krum", "multi-krum")
@@ -22,6 +26,12 @@ def least(rule: RobustRule, byzantine: int) -> int:
 def most(rule: RobustRule, byzantine: int, count: int) -> int:
     """Most of `count` updates that a rule keeps."""
     return {"krum": 1, "multi-krum": count - byzantine}.get(rule, count)
+
+
+def whole(weights: Sequence[float]) -> list[float]:
+    """The same weights with sum 1."""
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 @dataclass(frozen=True)
@@ -69,10 +79,10 @@ class Robust:
             return self._reweighed(products, weights)
         scores = robust.krum(robust.distances(products), self.byzantine)
         kept = robust.chosen(scores, most(self.rule, self.byzantine, len(deltas)))
-        whole = sum(weights[place] for place in kept)
+        shares = whole([weights[place] for place in kept])
         farthest = float(scores[kept].max()) ** 0.5
         return Verdict(
-            {place: weights[place] / whole for place in kept},
+            dict(zip(kept, shares, strict=True)),
             {
                 place: f"left out by {self.rule}: it is {float(scores[place]) ** 0.5:.3g} from its nearest others, who "
                 f"stays {farthest:.3g} at most (participation.robust)"
@@ -89,28 +99,38 @@ class Robust:
             for place in range(len(weights))
             if place not in kept
         }
-        whole = sum(weights[place] for place in kept)
-        shares = [weights[place] / whole for place in kept]
+        shares = whole([weights[place] for place in kept])
         found = robust.geometric_median(products[kept][:, kept], shares).tolist() if kept else []
         return Verdict(dict(zip(kept, found, strict=True)), out)
 
-    def total(self, table: TensorTable, elements: Mapping[str, Draw | None], deltas: Sequence[Delta]) -> Delta:
-        """The element-wise aggregate of updates that all have the same elements; every client counts alike.
+    def total(self, config: FederationConfig, number: int, deltas: Sequence[Delta]) -> Delta:
+        """The element-wise aggregate at the elements that all send in a round; every client counts alike. What a client
+        does not send of them is zero, and what it sends besides does not count.
 
         Args:
-            table: that of updates.
-            elements: what all send (`Method.elements`).
-            deltas: at least `least`.
+            config: the federation's.
+            number: of the round, which says what all send.
+            deltas: one a client.
+
+        Raises:
+            FederationError: they are fewer than `least`.
         """
+        if len(deltas) < self.least:
+            raise FederationError(f"{len(deltas)} updates: {self.rule} needs at least {self.least}; state kept")
+        elements = config.method.elements(config.uplink_table, RoundContext(number, config.seed))
         found = {}
         for name, draw in elements.items():
-            sent = [delta[name] for delta in deltas if name in delta]
-            if not sent:
+            if not any(name in delta for delta in deltas):
                 continue
-            like = sent[0]
-            zeros = torch.zeros_like(like.values)
-            values = torch.stack([delta[name].values if name in delta else zeros for delta in deltas])
+            shape = config.uplink_table.shapes[name]
+            positions = None if draw is None else draw.positions(name, math.prod(shape))
+            # A liar may send other elements than it should: what counts is what everybody has.
+            values = torch.stack([_at(delta.get(name), shape, positions) for delta in deltas])
             trim = self.byzantine if self.rule == "trimmed-mean" else (len(deltas) - 1) // 2
-            shape = table.shapes[name]
-            found[name] = SparseTensor(shape, like.positions, aligned(robust.trimmed_mean(values, trim)), draw)
+            found[name] = SparseTensor(shape, positions, aligned(robust.trimmed_mean(values, trim)), draw)
         return found
+
+
+def _at(sparse: SparseTensor | None, shape: Shape, positions: Tensor | None) -> Tensor:
+    dense = torch.zeros(math.prod(shape)) if sparse is None else sparse.dense().reshape(-1)
+    return dense if positions is None else dense[positions]

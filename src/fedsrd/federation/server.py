@@ -11,11 +11,11 @@ from fedsrd.errors import FederationError, PayloadError
 from fedsrd.federation import screening, snapshot, sums, transition
 from fedsrd.federation.ledger import Ledger
 from fedsrd.federation.messages import Broadcast, Failure, Held, Snapshot, Start, Sync, TrainTask, Update
-from fedsrd.federation.robust import BY_ELEMENT, Robust
+from fedsrd.federation.robust import BY_ELEMENT, Robust, whole
 from fedsrd.federation.screening import History, NormBound
 from fedsrd.federation.spool import Spool
 from fedsrd.federation.transition import FederationConfig
-from fedsrd.methods import Contribution, MethodState, RoundContext
+from fedsrd.methods import Contribution, MethodState
 from fedsrd.privacy import central
 from fedsrd.privacy.packed import Words
 
@@ -345,16 +345,14 @@ class Server:
 
         def close(places: Sequence[int]) -> transition.Closed:
             chosen = [found[place] for place in places]
-            weights = self._weights(chosen) if judged is None else _shares([judged[place] for place in places])
+            weights = self._weights(chosen) if judged is None else whole([judged[place] for place in places])
             contributions = [
                 Contribution(one.update.client, one.delta, weight, self._ranks.get(one.update.client))
                 for one, weight in zip(chosen, weights, strict=True)
             ]
             clients = max(len(self.roster), len(self.ledger.known), len(chosen))
             if self._robust is not None and self._robust.rule in BY_ELEMENT:
-                context = RoundContext(number, self.config.seed)
-                elements = self.config.method.elements(self.config.uplink_table, context)
-                total = self._robust.total(self.config.uplink_table, elements, [one.delta for one in chosen])
+                total = self._robust.total(self.config, number, [one.delta for one in chosen])
                 return transition.close_sum(self.config, self.state, total, len(chosen), self.memory, clients)
             if self._noise is not None:
                 total = self._noised(contributions, number)
@@ -398,8 +396,3 @@ class Server:
         if self._weighting == "uniform":
             return [1 / len(found)] * len(found)
         return screening.shares([one.update.examples or 1 for one in found], self._max_share)
-
-
-def _shares(weights: Sequence[float]) -> list[float]:
-    whole = sum(weights)
-    return [weight / whole for weight in weights]
