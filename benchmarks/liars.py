@@ -1,4 +1,4 @@
-"""Sixteen clients of which four lie, one of them an attacker who knows the defence; `attacks.py` made smaller.
+"""Sixteen clients of which four lie, one of them an attacker who knows the defence.
 
     nice -n 19 python benchmarks/liars.py [--store benchmarks/results] [--sizes 16] [--methods fedavg cyclic]
         [--splits specialists mixed] [--attacks ...] [--defences ...] [--seeds 0] [--until HH:MM]
