@@ -1,5 +1,6 @@
 """A run's part of the report, from what lies in its folder. Nothing here computes on a model."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,8 @@ def _loss(records: Sequence[RoundRecord]) -> Chart | None:
     for record in records[1:]:
         for name, loss in record.train_loss_by_client.items():
             losses.setdefault(name, {})[record.round] = loss
-    if not losses:
+    # Under privacy nobody tells one.
+    if not any(math.isfinite(loss) for found in losses.values() for loss in found.values()):
         return None
     series = [Series(name, list(found), list(found.values())) for name, found in losses.items()]
     return Chart("lines", series, ROUNDS, Axis("training loss, nats a token"))
@@ -149,12 +151,13 @@ def _loss(records: Sequence[RoundRecord]) -> Chart | None:
 
 def _spent(rounds: Sequence[RoundRecord]) -> Table:
     names = sorted({name for record in rounds for name in record.privacy})
+    whole = any(record.privacy_of_clients for record in rounds)
     rows = []
     for record in rounds:
-        told = [record.privacy.get(name) for name in names] + [record.privacy_of_clients]
+        told = [record.privacy.get(name) for name in names] + [record.privacy_of_clients] * whole
         if any(told):
             rows.append([str(record.round), *("" if one is None else f"{one.epsilon:.3f}" for one in told)])
-    return Table(["round", *names, "a client as a whole"], rows)
+    return Table(["round", *names, *["a client as a whole"] * whole], rows)
 
 
 def _benchmarks(summary: Summary) -> Table | None:
