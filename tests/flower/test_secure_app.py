@@ -14,6 +14,7 @@ from fedsrd.federation.remote import identity
 from fedsrd.federation.remote.header import Envelope
 from fedsrd.flower.client_app import app as client_app
 from fedsrd.flower.records import content_of, envelope_of
+from fedsrd.privacy.packed import pack
 
 
 def secure(tree, tmp_path, count=4, threshold=3, signed=False, rounds=2, **participation):
@@ -59,7 +60,7 @@ def test_masked_updates_lead_to_the_states_of_those_in_the_clear(tiny_recipe, tm
     # No secret of a session outlives the run.
     assert not (tmp_path / "run" / "state" / "secure.json").exists()
     for file in (tmp_path / "state").glob("*/c*/session.json"):
-        assert json.loads(file.read_text()) == {"revealed": 2, "client": ""}
+        assert json.loads(file.read_text()) == {"revealed": 2, "origin": "", "client": ""}
         assert file.stat().st_mode & 0o077 == 0
 
 
@@ -133,6 +134,57 @@ def test_a_sum_that_too_few_unmask_waits_for_them(tiny_recipe, tmp_path, site): 
     phases = [kind(message) for message in grid.sent[sent:]]
     # Of the first round nothing was trained or masked again.
     assert phases[: phases.index("keys")].count("train") == 0 or phases.count("train") == 4
+
+
+@pytest.mark.parametrize(
+    ("signed", "away", "changes"),
+    [
+        (True, True, {}),
+        (True, False, {"method": {"name": "fedavg"}}),
+        (False, True, {"rounds": 2}),
+        (False, False, {"wire": {"sum": {"levels": 9}}}),
+    ],
+)
+def test_the_same_training_in_another_run_is_not_summed_with_one_site_less(
+    tiny_recipe,
+    tmp_path,
+    site,  # noqa: F811
+    signed,
+    away,
+    changes,
+):
+    """The difference of the two sums would be that site's update."""
+    tree, _, grid = secure(tiny_recipe, tmp_path, signed=signed, rounds=1, attempts=1)
+    _, run, _ = site(tree, grid)
+    first = run()
+    tree["participation"] |= {"deadline": 0.5, "minimum": 3}
+    _, run, _ = site({**tree, **changes}, grid)
+    # The same sites, to the end: nothing is learnt that was not known.
+    if not changes:
+        assert run(out=str(tmp_path / "same")).digest == first.digest
+    if away:
+        grid.away = {13}
+    else:
+        losing(grid, 13, "train")
+    sent = len(grid.sent)
+    with pytest.raises(FederationError, match="in a sum of other clients, in another run.*give the run another seed"):
+        run(out=str(tmp_path / "again"))
+    if signed:
+        # Nobody was even asked to reveal.
+        assert "reveal" not in [kind(message) for message in grid.sent[sent:]]
+    grid.away, grid.meddle = {13}, lambda node, reply: reply
+    _, run, _ = site({**tree, **changes, "seed": 8}, grid)
+    run(out=str(tmp_path / "other"))
+
+
+def test_a_sum_of_no_updates_says_that_resuming_does_not_help(tiny_recipe, tmp_path, site, monkeypatch):  # noqa: F811
+    tree, _, grid = secure(tiny_recipe, tmp_path, rounds=1)
+    monkeypatch.setattr("fedsrd.federation.sum_codec.packed.pack", lambda vector, layout: pack(vector + 31, layout))
+    _, run, _ = site(tree, grid)
+    for again in (False, True):
+        with pytest.raises(FederationError, match="nobody can tell who; .*resuming does not help"):
+            run(resume=again)
+    assert len(records(tmp_path / "run")) == 1
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -1,6 +1,7 @@
 """A client's sessions of secure aggregation: what it answers, what it refuses, and what it must not forget."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -23,6 +24,16 @@ class Store(Protocol):
 
     def save(self, content: bytes) -> None:
         """Replaces it, before anything that follows from it is sent."""
+
+
+class Sums(Protocol):
+    """The sums of all runs that a site has helped to unmask (`remote.unmasked`)."""
+
+    def check(self, origin: str, names: Collection[str]) -> None:
+        """Raises SecureAggregationError where an update of this origin was in a sum of other clients."""
+
+    def note(self, origin: str, names: Collection[str]) -> None:
+        """The same, and remembers this one."""
 
 
 class InMemory:
@@ -79,7 +90,7 @@ class SecureClient:
 
     One session at a time; a new one takes the place of one in which nothing was revealed. Who has revealed in a round
     takes part in no other session of it, nor of an earlier round: a server that feigns failure would learn the sums of
-    two sets of clients, and their difference.
+    two sets of clients, and their difference. Across runs `sums` keeps that rule, for updates that would be the same.
 
     Args:
         name: the client's.
@@ -87,13 +98,22 @@ class SecureClient:
         sign: with the site's long-lived key; None where it has none.
         verify: knows the other sites' public keys; None where it knows none: then the server is trusted to pass on the
             clients' own keys.
+        sums: of all the client's runs; None where runs are the user's own.
     """
 
-    def __init__(self, name: str, store: Store, sign: Sign | None = None, verify: Verify | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        sign: Sign | None = None,
+        verify: Verify | None = None,
+        sums: Sums | None = None,
+    ) -> None:
         self._name = name
         self._store = store
         self._sign = sign
         self._verify = verify
+        self._sums = sums
 
     def answer(self, federation: str, round_number: int, phase: Phase, body: bytes) -> bytes:
         """The answer to a phase's question, once what follows from it is kept.
@@ -110,24 +130,30 @@ class SecureClient:
         elif phase == "confirm":
             if self._sign is None:
                 raise SecureAggregationError("this client has no key to confirm with")
-            answer = client.confirm(Survivors.read(body).survivors, self._sign).write()
+            survivors = Survivors.read(body).survivors
+            answer = client.confirm(survivors, self._sign).write()
+            if self._sums is not None:
+                self._sums.check(self._read().origin, survivors)
         else:
             asked = Survivors.read(body)
             answer = client.reveal(asked.survivors, asked.confirmations, self._verify).write()
+            if self._sums is not None:
+                self._sums.note(self._read().origin, asked.survivors)
         self._save(client)
         return answer
 
-    def mask(self, task: TrainTask, about: str, words: Words) -> None:
+    def mask(self, task: TrainTask, about: str, words: Words, origin: str = "") -> None:
         """Masks an update in place, once that it did is kept.
 
         Args:
             task: whose update it is.
             about: what the task is about; the session, which all have signed, says the same.
             words: packed integers.
+            origin: what the update follows from, where `sums` are kept.
 
         Raises:
-            SecureAggregationError: the task is not what the session was opened for, the inbox does not fit it, or
-                something was masked in it before.
+            SecureAggregationError: the task is not what the session was opened for, the inbox does not fit it,
+                something was masked in it before, or the same update was in a sum of others than take part.
         """
         client = self._held(task.round)
         if client.session.about != about:
@@ -135,8 +161,12 @@ class SecureClient:
                 "the task has other weights, steps, training or noise than the session that all clients agreed to: "
                 "nothing is masked for it"
             )
-        client.mask(Inbox.read(task.inbox), words)
-        self._save(client)
+        inbox = Inbox.read(task.inbox)
+        if self._sums is not None:
+            # Found here, the round may still go on with others; once all are asked to reveal, it may not.
+            self._sums.check(origin, inbox.participants)
+        client.mask(inbox, words)
+        self._save(client, origin)
 
     def _open(self, federation: str, round_number: int, opening: Opening) -> bytes:
         session = opening.session
@@ -181,20 +211,23 @@ class SecureClient:
         content = self._store.load()
         return _Kept() if content is None else _Kept.read(content)
 
-    def _save(self, client: Client) -> None:
-        revealed = self._revealed()
-        if client.phase == "revealed":
-            revealed = max(revealed, client.session.round)
-        self._keep(_Kept(revealed=revealed, client=client.to_bytes()))
+    def _save(self, client: Client, origin: str | None = None) -> None:
+        held = self._read()
+        revealed = max(held.revealed, client.session.round) if client.phase == "revealed" else held.revealed
+        origin = held.origin if origin is None else origin
+        self._keep(_Kept(revealed=revealed, origin=origin, client=client.to_bytes()))
 
     def _keep(self, kept: "_Kept") -> None:
         self._store.save(kept.write())
 
 
 class _Kept(Message):
-    """What lies in the store: the last round in which something was revealed, and the open session."""
+    """What lies in the store: the last round in which something was revealed, what the masked update followed from, and
+    the open session.
+    """
 
     revealed: Annotated[int, Field(ge=0)] = 0
+    origin: Annotated[str, Field(max_length=64)] = ""
     client: bytes = b""
 
 

@@ -226,7 +226,15 @@ class SecureRounds(SumRounds):
         # "secure": until all had answered their phases, besides the training; across a network that is waiting.
         seconds = {"decode": time.perf_counter() - began, "secure": self._secure_seconds}
         self._secure_seconds = 0.0
-        return self.server.close_sum(found, rejected, total, self.server.form(notes.asked), seconds)
+        try:
+            return self.server.close_sum(found, rejected, total, self.server.form(notes.asked), seconds)
+        except FederationError as error:
+            if self.journal.path is None:
+                raise
+            raise FederationError(
+                f"{error}; the sites have revealed, and join no other session of this round, so that resuming does not "
+                "help: start another run, with another seed"
+            ) from None
 
     def _unmask(self, server: Server, signed: bool, survivors: tuple[str, ...], lost: Answers) -> None:
         asked = Survivors(survivors=survivors)

@@ -6,6 +6,7 @@ from fedsrd.errors import SecureAggregationError
 from fedsrd.federation.remote import header, identity
 from fedsrd.federation.remote.replica import Replica
 from fedsrd.federation.remote.site import Site
+from fedsrd.federation.remote.unmasked import Unmasked
 from fedsrd.federation.secure_client import OnDisk, SecureClient
 from fedsrd.federation.secure_messages import verifier
 from fedsrd.federation.sum_codec import Secret
@@ -30,7 +31,9 @@ def secure_client(site: Site, replica: Replica) -> SecureClient:
         )
     sign = None if site.key is None else identity.load(site.key).sign
     verify = None if site.peers is None else verifier(site.peers)
-    return SecureClient(site.name, OnDisk(replica.folder / SESSION), sign, verify)
+    # A simulation is the user's own, to be run as often as he likes.
+    sums = None if site.simulated else Unmasked(site.state / "unmasked" / site.name)
+    return SecureClient(site.name, OnDisk(replica.folder / SESSION), sign, verify, sums)
 
 
 def noise_secret(site: Site, run: str, number: int) -> Secret:

@@ -19,6 +19,7 @@ from fedsrd.federation.remote.log import Log
 from fedsrd.federation.remote.replica import Replica
 from fedsrd.federation.remote.rules import BrokenRuleError, broken
 from fedsrd.federation.remote.site import Site, site_of
+from fedsrd.federation.remote.unmasked import origin
 from fedsrd.federation.setup import digest_of, method_of
 from fedsrd.federation.sums import Terms
 from fedsrd.federation.transition import FederationConfig
@@ -266,7 +267,8 @@ def _client(
     )
 
     def mask(task: TrainTask, about: str, words: Words) -> None:
-        masking.secure_client(site, replica).mask(task, about, words)
+        follows = origin(job.recipe or {}, job.seed, task.version, task.digest)
+        masking.secure_client(site, replica).mask(task, about, words, follows)
 
     client = GuardedClient(
         site.name,
