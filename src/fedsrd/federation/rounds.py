@@ -147,10 +147,7 @@ class Rounds:
         Raises:
             TooFewError: fewer usable updates than the minimum. The state stays.
         """
-        self.take_reports()
-        for answer in answers.values():
-            if isinstance(answer, Failure) and answer.lost:
-                self.server.forget(answer.client)
+        self.take_losses(answers)
         # A sum depends on its order: that of the recipe, never that of arrival.
         return self.server.close_round([answers[name] for name in self.server.in_order(answers)])
 
@@ -164,6 +161,13 @@ class Rounds:
         """Writes what the engine has learnt of clients into the ledger."""
         for held in self.engine.reports():
             self.server.note(held)
+
+    def take_losses(self, answers: Mapping[str, Update | Failure]) -> None:
+        """The same, and which clients have lost their replicas."""
+        self.take_reports()
+        for answer in answers.values():
+            if isinstance(answer, Failure) and answer.lost:
+                self.server.forget(answer.client)
 
     def at_newest(self, names: Iterable[str]) -> None:
         """These clients were given the server's present state."""

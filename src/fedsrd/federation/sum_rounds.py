@@ -35,10 +35,7 @@ class SumRounds(Rounds):
 
     def sorted(self, answers: Answers) -> list[Update]:
         """The updates, in the recipe's order; who has lost its replica is noted."""
-        self.take_reports()
-        for answer in answers.values():
-            if isinstance(answer, Failure) and answer.lost:
-                self.server.forget(answer.client)
+        self.take_losses(answers)
         named = (answers[name] for name in self.server.in_order(answers))
         return [answer for answer in named if isinstance(answer, Update)]
 
