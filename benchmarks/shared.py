@@ -3,8 +3,8 @@
     python benchmarks/shared.py [--steps 60] [--store FOLDER]
 
 Every process has as many threads as the machine has cores, as torch chooses. Ways to wait: "spin" is libgomp's own
-default (GOMP_SPINCOUNT=300000), "passive" is OMP_WAIT_POLICY=PASSIVE, which `fedsrd` sets unless the user says
-otherwise, "one thread" is OMP_NUM_THREADS=1. A step is AdamW on twelve layers of 256, as many small products as a step
+default (GOMP_SPINCOUNT=300000), "passive" is OMP_WAIT_POLICY=PASSIVE, "spin 1000" is what `fedsrd` sets unless the user
+says otherwise, "one thread" is OMP_NUM_THREADS=1. A step is AdamW on twelve layers of 256, as many small products as a step
 of fine-tuning has.
 """
 
@@ -18,6 +18,8 @@ from pathlib import Path
 WAYS = {
     "spin": {"GOMP_SPINCOUNT": "300000"},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "spin 1000": {"GOMP_SPINCOUNT": "1000"},
+    "spin 10000": {"GOMP_SPINCOUNT": "10000"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 

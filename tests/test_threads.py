@@ -1,4 +1,4 @@
-"""Threads wait passively unless the user says otherwise, and that is said before torch is loaded."""
+"""Threads wait briefly before they sleep, unless the user says otherwise, and before torch is loaded."""
 
 import os
 import subprocess
@@ -6,15 +6,15 @@ import sys
 
 import pytest
 
-from fedsrd.threads import wait_passively
+from fedsrd.threads import wait_briefly
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "PASSIVE"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
-        ({"GOMP_SPINCOUNT": "300000"}, None),
+        ({}, "1000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+        ({"GOMP_SPINCOUNT": "300000"}, "300000"),
     ],
 )
 def test_a_users_own_setting_stays(monkeypatch, given, expected):
@@ -22,8 +22,9 @@ def test_a_users_own_setting_stays(monkeypatch, given, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    wait_passively()
-    assert os.environ.get("OMP_WAIT_POLICY") == expected
+    wait_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+    assert os.environ.get("OMP_WAIT_POLICY") == given.get("OMP_WAIT_POLICY")
 
 
 @pytest.mark.parametrize("module", ["fedsrd.cli", "fedsrd.flower.client_app", "fedsrd.flower.server_app"])

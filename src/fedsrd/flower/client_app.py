@@ -3,9 +3,9 @@
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsrd.threads import wait_passively
+from fedsrd.threads import wait_briefly
 
-wait_passively()
+wait_briefly()
 app = ClientApp()
 
 

@@ -3,9 +3,9 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsrd.threads import wait_passively
+from fedsrd.threads import wait_briefly
 
-wait_passively()
+wait_briefly()
 app = ServerApp()
 
 

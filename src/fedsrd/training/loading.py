@@ -53,7 +53,18 @@ def load_base(model_id: str, options: BaseOptions, say: Say = silent) -> tuple[A
             **how,
         )
     check_tokenizer(tokenizer, model_id, say)
+    read_once(model)
     return model.to(place) if options.quantization == "none" else model, tokenizer
+
+
+def read_once(model: Any) -> None:
+    """Has the output layer see its input as one matrix. Logits of a batch's last tokens are a slice of the hidden states,
+    and of a slice torch makes a product for every sequence, each with a copy of the layer's weights: on a CPU a third of
+    a training step.
+    """
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
 
 
 def check_tokenizer(tokenizer: Any, model_id: str, say: Say = silent) -> None:
