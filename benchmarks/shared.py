@@ -3,9 +3,9 @@
     python benchmarks/shared.py [--steps 60] [--store FOLDER]
 
 Every process has as many threads as the machine has cores, as torch chooses. Ways to wait: "spin" is libgomp's own
-default (GOMP_SPINCOUNT=300000), "passive" is OMP_WAIT_POLICY=PASSIVE, "spin 1000" is what `fedsrd` sets unless the user
-says otherwise, "one thread" is OMP_NUM_THREADS=1. A step is AdamW on twelve layers of 256, as many small products as a step
-of fine-tuning has.
+default (GOMP_SPINCOUNT=300000), "passive" is OMP_WAIT_POLICY=PASSIVE, "spin 1000" is what `fedsrd` sets unless the
+user says otherwise, "one thread" is OMP_NUM_THREADS=1. A step is AdamW on twelve layers of 256, as many small products
+as a step of fine-tuning has.
 """
 
 import argparse

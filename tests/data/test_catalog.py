@@ -37,7 +37,7 @@ def own_set(tmp_path, monkeypatch):
 
 
 def test_names_and_facts():
-    specialists = ["code", "medical", "finance", "math"]
+    specialists = ["code", "medical", "finance", "math", *(f"findings-{clinic}" for clinic in hpo.CLINICS)]
     assert catalog.names() == [*specialists, "humaneval", "medmcqa", "champ", "logiqa", "tort-law"]
     for name in catalog.names():
         entry = catalog.get(name)

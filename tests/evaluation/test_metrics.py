@@ -151,7 +151,7 @@ def test_likelihood_by_example_adds_up_to_the_whole(lent):
         assert [row[0] for row in rows] == pytest.approx([plain(lent.model, e.prompt, e.response) for e in examples])
     assert [row[1] for row in rows] == [2, 1, 4]
     whole = sum(loss for loss, _ in rows) / sum(count for _, count in rows)
-    assert nll.response_nll(lent, examples, 2) == pytest.approx(whole)
+    assert nll.likelihood(nll.by_example(lent, examples, 2)).mean == pytest.approx(whole)
 
 
 def test_generated_answers_do_not_depend_on_their_neighbours(lent):

@@ -11,7 +11,7 @@ from fedsrd.core.local_plan import LocalPlan
 from fedsrd.core.tensors import digest, initial_tensors
 from fedsrd.data.prompt import Encoded
 from fedsrd.errors import ModelError
-from fedsrd.evaluation.nll import response_nll
+from fedsrd.evaluation import nll
 from fedsrd.training.batches import IGNORED, collate, draw, response_loss
 from fedsrd.training.models import (
     AdaptedModel,
@@ -132,7 +132,8 @@ def test_the_loss_is_that_of_the_plain_reading(adapted, table):
             plain -= sum(logp[at + i, token].item() for i, token in enumerate(example.response))
     assert batched == pytest.approx(plain, rel=1e-5)
     tokens = sum(len(e.response) for e in EXAMPLES)
-    assert response_nll(adapted, EXAMPLES, batch_size=5) == pytest.approx(plain / tokens, rel=1e-5)
+    found = nll.likelihood(nll.by_example(adapted, EXAMPLES, batch_size=5))
+    assert found.mean == pytest.approx(plain / tokens, rel=1e-5)
 
 
 def test_the_end_of_the_response_is_learnt_though_padding_has_its_id():

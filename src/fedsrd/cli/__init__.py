@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from fedsrd import __version__
-from fedsrd.cli import compare, data, evaluate, inspect, key, plan, report, run, site
+from fedsrd.cli import compare, data, demo, evaluate, inspect, key, plan, report, run, site
 from fedsrd.cli.common import app, fail
 from fedsrd.errors import FedSRDError
 from fedsrd.text import foreign
-from fedsrd.threads import wait_passively
+from fedsrd.threads import wait_briefly
 
-__all__ = ["app", "compare", "data", "evaluate", "inspect", "key", "main", "plan", "report", "run", "site"]
+__all__ = ["app", "compare", "data", "demo", "evaluate", "inspect", "key", "main", "plan", "report", "run", "site"]
 
 DEBUG = "FEDSRD_DEBUG"
 """Set in the environment, errors come with their tracebacks, the user's mistakes too."""
@@ -30,7 +30,7 @@ def main() -> None:
     """Runs the command line; the user's mistakes end in one message and a non-zero exit code."""
     # Tokenizers forks no threads of its own in our processes; its warning about it helps nobody.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    wait_passively()
+    wait_briefly()
     try:
         app()
     except BrokenPipeError:

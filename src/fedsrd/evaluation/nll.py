@@ -3,13 +3,15 @@
 It is the metric that separates methods on a 135M model, where multiple choice is near chance.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from fedsrd.data.prompt import Encoded
-from fedsrd.training.batches import collate, response_loss, response_losses
+from fedsrd.training.batches import collate, response_losses
 
 
 class Lent(Protocol):
@@ -20,23 +22,27 @@ class Lent(Protocol):
     device: torch.device
 
 
-def response_nll(adapted: Lent, examples: Sequence[Encoded], batch_size: int) -> float:
-    """Mean NLL of all response tokens of the examples, in nats, for the adapter as it is set.
+@dataclass(frozen=True)
+class Likelihood:
+    """A response NLL.
 
-    Args:
-        adapted: the model; it is left in evaluation mode.
-        examples: at least one.
-        batch_size: sequences a batch; batches are made of similar lengths, to spare padding.
+    Attributes:
+        mean: nats a token, over all response tokens.
+        stderr: its standard error, examples being the units (tokens of one are not independent); None of one example.
     """
-    ordered = sorted(examples, key=lambda e: (len(e.prompt) + len(e.response), e.prompt, e.response))
-    total, tokens = 0.0, 0
-    adapted.model.eval()
-    with torch.inference_mode():
-        for at in range(0, len(ordered), batch_size):
-            batch = collate(ordered[at : at + batch_size], pad_id=adapted.tokenizer.eos_token_id or 0)
-            total += response_loss(adapted.model, batch, adapted.device).item()
-            tokens += batch.response_tokens
-    return total / max(tokens, 1)
+
+    mean: float
+    stderr: float | None
+
+
+def likelihood(rows: Sequence[tuple[float, int]]) -> Likelihood:
+    """Of `by_example`'s rows. The error is that of a ratio of sums, by its linear part."""
+    tokens = max(sum(count for _, count in rows), 1)
+    mean = sum(loss for loss, _ in rows) / tokens
+    if len(rows) < 2:
+        return Likelihood(mean, None)
+    spread = sum((loss - mean * count) ** 2 for loss, count in rows)
+    return Likelihood(mean, math.sqrt(spread * len(rows) / (len(rows) - 1)) / tokens)
 
 
 def by_example(lent: Lent, examples: Sequence[Encoded], batch_size: int) -> list[tuple[float, int]]:
@@ -59,10 +65,10 @@ def evaluate(
     sets: Mapping[str, Sequence[Encoded]],
     batch_size: int,
     on_set: Callable[[str], None] = lambda _: None,
-) -> dict[str, float]:
+) -> dict[str, Likelihood]:
     """Response NLL of every set, by name."""
     found = {}
     for name, examples in sets.items():
         on_set(name)
-        found[name] = response_nll(adapted, examples, batch_size)
+        found[name] = likelihood(by_example(adapted, examples, batch_size))
     return found

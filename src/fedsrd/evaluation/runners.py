@@ -57,7 +57,7 @@ class EmbeddedRunner:
     @property
     def parts(self) -> list[str]:
         """The measurements."""
-        return [measure.name for measure in embedded.MEASURES]
+        return [measure.name for measure in embedded.SUITE]
 
     def facts(self, part: str) -> object:
         """The suite's version and the setting."""
@@ -87,7 +87,7 @@ class EmbeddedRunner:
 
     def scores(self, results: Results) -> list[Score]:
         """Likelihoods in nats, shares in percent."""
-        return [embedded.score(measure, results[measure.name]) for measure in embedded.MEASURES]
+        return [embedded.score(measure, results[measure.name]) for measure in embedded.SUITE]
 
 
 @dataclass

@@ -208,7 +208,8 @@ def _run(
         return {"eval": mean, "eval_by_client": by_client}
 
     def measured(tensors: Tensors) -> dict[str, float]:
-        return session.quality(server.version, tensors, server.state.base_delta)
+        found = session.quality(server.version, tensors, server.state.base_delta)
+        return {name: one.mean for name, one in found.items()}
 
     rounds = rounds_of(recipe, server, LocalEngine(clients, session, secure), session.observer.warn, federation=RUN)
     driver = Driver(

@@ -101,11 +101,13 @@ def summarise(recipe: Recipe, table: TensorTable, records: Sequence[RoundRecord]
     up = sum(sum(record.bytes_up.values()) for record in records)
     down = sum(sum(record.bytes_down.values()) for record in records)
     values = 2 * table.elements * sum(len(record.bytes_up) for record in records)
-    measured = [record.eval for record in records if record.eval]
+    measured = [record for record in records if record.eval]
     sets = {entry.name: entry.in_domain for entry in recipe.evaluation.sets}
 
-    def averages(quality: Mapping[str, float]) -> Quality:
-        return Quality(by_set=dict(quality), **vars(domain_means(quality, sets)))
+    def averages(record: RoundRecord) -> Quality:
+        means = domain_means(record.eval, sets)
+        found = Quality(by_set=record.eval, in_domain=means.in_domain, out_of_domain=means.out_of_domain)
+        return found.model_copy(update={"stderr": record.eval_stderr}) if record.eval_stderr else found
 
     benchmarks = [record.benchmarks for record in records if record.benchmarks]
     phases: dict[str, float] = {}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedsrd.core.tensors import BaseDelta, Tensors
 from fedsrd.data.examples import Example
@@ -16,6 +16,9 @@ from fedsrd.privacy.stream import public
 from fedsrd.privacy.terms import agreed
 from fedsrd.recipe import DataSection, Recipe
 from fedsrd.runs.records import RoundRecord
+
+if TYPE_CHECKING:
+    from fedsrd.evaluation.nll import Likelihood
 
 EMBEDDED = "embedded:"
 SAMPLE_TOKENS = 64
@@ -153,7 +156,7 @@ class Session:
         every = self.recipe.evaluation.every
         return round_number in (0, self.recipe.rounds) or bool(every and round_number % every == 0)
 
-    def quality(self, round_number: int, tensors: Tensors, base: BaseDelta) -> dict[str, float]:
+    def quality(self, round_number: int, tensors: Tensors, base: BaseDelta) -> "dict[str, Likelihood]":
         """Response NLL by set of a model with these tensors and this change of its frozen weights."""
         from fedsrd.evaluation.nll import evaluate
 
@@ -163,31 +166,46 @@ class Session:
         def on_set(name: str) -> None:
             self.observer.activity(round_number, "evaluation", next(done), len(self._tests), name)
 
-        def measure() -> dict[str, float]:
+        def measure() -> "dict[str, Likelihood]":
             self.adapted.set_tensors(tensors, base)
             return evaluate(self.adapted, self._tests, evaluation.batch_size, on_set)
 
         if round_number == 0:
             # B is zero before the first round, whatever A is: the base model's quality.
-            found: dict[str, float] = self._assets.get(measure, "base", self.recipe.model, evaluation, *self._prompt)
+            found: dict[str, Likelihood] = self._assets.get(
+                measure, "base", self.recipe.model, evaluation, *self._prompt
+            )
             return dict(found)
         return measure()
 
     def record(self, round_number: int, tensors: Tensors, base: BaseDelta) -> dict[str, Any]:
-        """What a round's record says of the quality of one global model: "eval", and "benchmarks" before and after."""
+        """What a round's record says of the quality of one global model: "eval" and its errors, and "benchmarks" before
+        and after.
+        """
         if not self.evaluates(round_number):
             return {"eval": {}}
-        found: dict[str, Any] = {"eval": self.quality(round_number, tensors, base)}
+        measured = self.quality(round_number, tensors, base)
+        found: dict[str, Any] = {
+            "eval": {name: one.mean for name, one in measured.items()},
+            "eval_stderr": {name: one.stderr for name, one in measured.items() if one.stderr is not None},
+        }
         if round_number in (0, self.recipe.rounds):
             if self.recipe.evaluation.benchmarks:
                 found["benchmarks"] = self._benchmarks(round_number, tensors, base)
             if self.recipe.evaluation.samples and self._asked:
                 self.observer.activity(round_number, "samples", 0, len(self._asked))
-                found["samples"] = self._samples(tensors, base)
+                found["samples"] = self._samples(round_number, tensors, base)
         return found
 
-    def _samples(self, tensors: Tensors, base: BaseDelta) -> dict[str, list[dict[str, str]]]:
+    def _samples(self, round_number: int, tensors: Tensors, base: BaseDelta) -> dict[str, list[dict[str, str]]]:
         """The model's greedy answers to the first held-out prompts of every set."""
+        if round_number:
+            return self._answered(tensors, base)
+        key = ("base answers", self.recipe.model, self.recipe.evaluation, *self._prompt)
+        found: dict[str, list[dict[str, str]]] = self._assets.get(partial(self._answered, tensors, base), *key)
+        return found
+
+    def _answered(self, tensors: Tensors, base: BaseDelta) -> dict[str, list[dict[str, str]]]:
         from fedsrd.data.prompt import prompt_ids
         from fedsrd.evaluation import exact
 

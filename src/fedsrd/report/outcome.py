@@ -31,10 +31,7 @@ def show(console: Any, results: Results, out: Path) -> None:
     """The closing tables."""
     for table in tables.terminal_tables(results.plain()):
         console.print(table)
-    for row in results.rows:
-        for failure in row.failed:
-            reason = tables.last_line(failure.reason)
-            console.print(styled("bold red", "failed", f" {row.label}, seed {failure.seed}: {reason}"))
+    show_failures(console, results)
     # Paths are not wrapped: people copy them.
     for what, where in (
         ("Report", "report.html"),
@@ -43,3 +40,11 @@ def show(console: Any, results: Results, out: Path) -> None:
         ("Numbers", "results.json"),
     ):
         console.print(f"{what}: {out}/{where}", soft_wrap=True, highlight=False)
+
+
+def show_failures(console: Any, results: Results) -> None:
+    """A line for every run that failed."""
+    for row in results.rows:
+        for failure in row.failed:
+            reason = tables.last_line(failure.reason)
+            console.print(styled("bold red", "failed", f" {row.label}, seed {failure.seed}: {reason}"))

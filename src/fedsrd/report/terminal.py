@@ -174,7 +174,7 @@ def quality_table(summary: Summary) -> Table | None:
     base, final = summary.base, summary.final
     if base is None or final is None:
         return None
-    table = Table(title="Held-out response NLL, nats a token", box=box.SIMPLE, pad_edge=False)
+    table = Table(title="Held-out NLL, nats a token ↓ (± standard error)", box=box.SIMPLE, pad_edge=False)
     for column in ("set", "base", "after", "change"):
         table.add_column(column, justify="left" if column == "set" else "right")
     rows: list[tuple[str, float | None, float | None]] = [
@@ -184,8 +184,18 @@ def quality_table(summary: Summary) -> Table | None:
     ]
     for name, before, after in rows:
         if before is not None and after is not None:
-            table.add_row(name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+            cells = (with_error(before, base.stderr.get(name)), with_error(after, final.stderr.get(name)))
+            table.add_row(name, *cells, f"{after - before:+.3f}")
     return table
+
+
+def with_error(value: float, stderr: float | None) -> str:
+    """An NLL with its standard error, where that is known.
+
+    >>> with_error(2.4031, 0.0517)
+    '2.403 ± 0.052'
+    """
+    return f"{value:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")
 
 
 def privacy(summary: Summary) -> list[str]:

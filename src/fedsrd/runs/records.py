@@ -81,6 +81,7 @@ class RoundRecord(Stored):
         rejected: why a client's update did not count.
         attempts: how many times clients were asked.
         eval: response NLL by held-out set, nats a token; empty where it was not measured.
+        eval_stderr: their standard errors, examples being the units; of sets with two examples and more.
         eval_by_client: the same of each client's own model, where there is no global one.
         benchmarks: a row each, before and after the run.
         samples: answers to held-out prompts by set, before and after the run.
@@ -103,17 +104,21 @@ class RoundRecord(Stored):
     rejected: dict[str, str] = {}
     attempts: int = 1
     eval: dict[str, Nats]
+    eval_stderr: dict[str, Nats] = {}
     eval_by_client: dict[str, dict[str, Nats]] = {}
     benchmarks: dict[str, Metrics] = {}
     samples: dict[str, list[Sample]] = {}
 
 
 class Quality(Stored):
-    """Response NLL, nats a token: by set, and the means in and out of domain; None where there is no such set."""
+    """Response NLL, nats a token: by set, and the means in and out of domain; None where there is no such set.
+    `stderr` is by set, examples being the units.
+    """
 
     by_set: dict[str, Nats]
     in_domain: Nats | None
     out_of_domain: Nats | None
+    stderr: dict[str, Nats] = {}
 
 
 class Summary(Stored):

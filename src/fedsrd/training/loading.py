@@ -58,9 +58,9 @@ def load_base(model_id: str, options: BaseOptions, say: Say = silent) -> tuple[A
 
 
 def read_once(model: Any) -> None:
-    """Has the output layer see its input as one matrix. Logits of a batch's last tokens are a slice of the hidden states,
-    and of a slice torch makes a product for every sequence, each with a copy of the layer's weights: on a CPU a third of
-    a training step.
+    """Has the output layer see its input as one matrix. Logits of a batch's last tokens are a slice of the hidden
+    states, and of a slice torch makes a product for every sequence, each with a copy of the layer's weights: on a CPU a
+    third of a training step.
     """
     head = model.get_output_embeddings()
     if head is not None:
