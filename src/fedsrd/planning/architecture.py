@@ -124,7 +124,7 @@ def _folder(source: str, revision: str | None) -> Path | None:
         return Path(file).parent
     except Exception as error:  # what is wrong with it, transformers says as everywhere else
         if isinstance(error, OSError) and (reason := loading.out_of_reach(source)):
-            raise ModelError(f"model.id = {foreign(source)!r}: {reason}") from None
+            raise ModelError(f"model.id = {foreign(source)!r}: cannot be loaded: {reason}") from None
         return None
 
 

@@ -61,11 +61,15 @@ def read(folder: Path) -> Layout | None:
 def of_config(config: Mapping[str, Any]) -> Layout | None:
     """The same of a config's keys."""
     family = config.get("model_type")
-    if family not in FAMILIES or config.get("architectures") != [FAMILIES[family]]:
+    if not isinstance(family, str) or family not in FAMILIES or config.get("architectures") != [FAMILIES[family]]:
         return None
     tied = config.get("tie_word_embeddings")
     # Defaults differ between families and versions: what decides on sizes must be said.
     if any(config.get(key) for key in _FOREIGN) or not isinstance(tied, bool):
+        return None
+    # A config that transformers would refuse is for transformers to refuse.
+    ropes = (config.get("rope_parameters") or {}, config.get("rope_scaling") or {})
+    if config.get("hidden_act", "silu") != "silu" or not all(isinstance(rope, dict) for rope in ropes):
         return None
     sizes = [config.get(key) for key in _SIZES]
     heads = config.get("num_attention_heads")

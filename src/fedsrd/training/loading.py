@@ -50,7 +50,9 @@ def load_base(model_id: str, options: BaseOptions, say: Say = silent) -> tuple[A
             source,
             dtype=dtype,
             use_safetensors=True,
-            **_where(source, model_id, options.revision),
+            revision=options.revision,
+            trust_remote_code=trusts(model_id, options.revision),
+            **_within_reach(source, model_id),
             **how,
         )
     return model.to(place) if options.quantization == "none" else model, tokenizer
@@ -62,7 +64,9 @@ def load_tokenizer(model_id: str, revision: str | None = None, say: Say = silent
 
     source = source_of(model_id, say)
     with quiet_libraries(), _explained(model_id), _telling(source, model_id):
-        tokenizer = AutoTokenizer.from_pretrained(source, **_where(source, model_id, revision))
+        trust = trusts(model_id, revision)
+        reach = _within_reach(source, model_id)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust, **reach)
     check_tokenizer(tokenizer, model_id, say)
     return tokenizer
 
@@ -90,7 +94,9 @@ def commit_of(model_id: str, revision: str | None = None) -> str | None:
 
     source = source_of(model_id)
     with quiet_libraries(), _explained(model_id), _telling(source, model_id):
-        config = AutoConfig.from_pretrained(source, **_where(source, model_id, revision))
+        trust = trusts(model_id, revision)
+        reach = _within_reach(source, model_id)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust, **reach)
     return getattr(config, "_commit_hash", None)
 
 
@@ -100,19 +106,17 @@ def empty_model(model_id: str, revision: str | None = None, say: Say = silent) -
 
     source = embedded.resolve(model_id, say)
     with quiet_libraries(), _explained(model_id):
-        where = _where(source, model_id, revision)
+        trust = trusts(model_id, revision)
+        reach = _within_reach(source, model_id)
         with _telling(source, model_id):
-            config = AutoConfig.from_pretrained(source, **where)
+            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust, **reach)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=where["trust_remote_code"])
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
 
 
-def _where(source: str, model_id: str, revision: str | None) -> dict[str, Any]:
-    """What every reader of transformers is told; without a way to the hub, to look into the cache alone."""
-    told: dict[str, Any] = {"revision": revision, "trust_remote_code": trusts(model_id, revision)}
-    if _is_of_hub(source) and hub.out_of_reach(model_id):
-        told["local_files_only"] = True
-    return told
+def _within_reach(source: str, model_id: str) -> dict[str, Any]:
+    """What every reader of transformers is told: without a way to the hub, to look into the cache alone."""
+    return {"local_files_only": True} if _is_of_hub(source) and hub.out_of_reach(model_id) else {}
 
 
 def _telling(source: str, model_id: str) -> contextlib.AbstractContextManager[None]:
@@ -185,7 +189,7 @@ def _explained(model_id: str) -> Iterator[None]:
                 f"https://huggingface.co/{model_id}, log in here with `hf auth login`, and run again"
             ) from None
         if isinstance(error, OSError) and not missing and (unreachable := out_of_reach(model_id)):
-            raise ModelError(f"{name}: {unreachable}") from None
+            raise ModelError(f"{name}: cannot be loaded: {unreachable}") from None
         raise ModelError(
             f"{name}{missing}: cannot be loaded as a causal language model: {reason}\n"
             "Expected a Hugging Face id that this machine can reach (`hf auth login` for a private or gated one), a "
