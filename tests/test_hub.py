@@ -8,7 +8,8 @@ import pytest
 from huggingface_hub import constants
 
 from fedsrd import hub
-from fedsrd.errors import ModelError
+from fedsrd.data.local import load_local
+from fedsrd.errors import DataError, ModelError
 from fedsrd.planning.architecture import architecture
 from fedsrd.training import loading
 
@@ -124,3 +125,11 @@ def test_so_it_is_where_the_user_is_offline(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
         architecture("org/model", 4, "all-linear")
+
+
+def test_a_data_set_of_the_hub_ends_at_once_too(online):
+    online(error=error_named("ConnectError"))
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"org/set.*huggingface.co cannot be reached \(no way there\)"):
+        load_local("org/set", columns={}, template=None)
+    assert time.monotonic() - began < 15

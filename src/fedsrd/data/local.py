@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fedsrd import hub
 from fedsrd.data.examples import Example
 from fedsrd.data.readers import READERS, Row, check_columns, read_file, reason_of
 from fedsrd.data.rows import Form, UnfitError
@@ -161,10 +162,17 @@ def _from_hub(source: str, split: str) -> Any:
 
     name, _, config = source.partition(":")
     datasets.disable_progress_bars()
+    unreachable = hub.out_of_reach(name)
+    before = datasets.config.HF_HUB_OFFLINE
     try:
+        # Its only switch. Without a way to the hub it takes what is in its cache, and else ends at once.
+        datasets.config.HF_HUB_OFFLINE = before or bool(unreachable)
         return datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        reason = f"{hub.host()} cannot be reached ({unreachable})" if unreachable else reason_of(error)
         raise DataError(
-            f"data set {source!r} cannot be loaded: {reason_of(error)}; check the id, its config and split, and the "
+            f"data set {source!r} cannot be loaded: {reason}; check the id, its config and split, and the "
             "network, or name a local file"
         ) from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
