@@ -22,7 +22,7 @@ Plugins = Annotated[
     typer.Option("--import", help="A Python file or module with methods of your own; it is executed."),
 ]
 
-ORDER = ("run", "compare", "evaluate", "report", "plan", "inspect", "data", "key", "site")
+ORDER = ("check", "plan", "run", "compare", "evaluate", "report", "inspect", "data", "key", "site")
 
 
 class _InOrder(TyperGroup):

@@ -36,8 +36,9 @@ class Links:
     down: float = Setting.down
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, bool]:
-    """A recipe, and whether it has a [compare] table, which is left out: then this is what its runs have in common.
+def read(path: Path | None, overrides: Sequence[str] = ()) -> tuple[Recipe, bool]:
+    """A recipe, the embedded default for None, and whether it has a [compare] table, which is left out: then this is
+    what its runs have in common.
 
     Raises:
         RecipeError: as `recipe.load`.

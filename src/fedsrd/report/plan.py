@@ -26,7 +26,7 @@ def plan_tables(plan: Record) -> list[RenderableType]:
         pad_edge=False,
         title_justify="left",
     )
-    for head in ("method", "numbers", "up", "down", "all GiB", "a round"):
+    for head in ("method", "numbers", "up", "down", "all", "a round"):
         table.add_column(head, justify="left" if head in ("method", "numbers") else "right", no_wrap=True)
     before = None
     for row in plan["methods"]:
@@ -35,7 +35,7 @@ def plan_tables(plan: Record) -> list[RenderableType]:
             row["values"],
             f"{row['up_bytes'] / MIB:.1f}",
             f"{row['down_bytes'] / MIB:.1f}",
-            f"{row['total_bytes'] / GIB:.2f}",
+            size(row["total_bytes"]),
             duration(row["link_seconds_a_round"]),
             end_section=False,
         )
@@ -68,6 +68,17 @@ def plan_tables(plan: Record) -> list[RenderableType]:
     ]
 
 
+def size(count: float) -> str:
+    """Bytes for people.
+
+    >>> size(3_500_000), size(12e9)
+    ('3.3 MiB', '11.2 GiB')
+    """
+    if count < GIB:
+        return f"{count / MIB:.1f} MiB"
+    return f"{count / GIB:.2f} GiB" if count < 10 * GIB else f"{count / GIB:.1f} GiB"
+
+
 def _of_recipe(recipe: Record, setting: Record, method: str) -> RenderableType:
     names = recipe["clients"]
     who = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
@@ -88,7 +99,7 @@ def _whole_run(plan: Record) -> RenderableType:
     own, others = plan["methods"][0], plan["methods"][1:]
     rounds = plan["setting"]["rounds"]
     text = (
-        f"The whole run: {own['total_bytes'] / GIB:.2f} GiB between the server and all clients, "
+        f"The whole run: {size(own['total_bytes'])} between the server and all clients, "
         f"{duration(own['link_seconds_a_round'] * rounds)} on the links of a client that takes part in all rounds"
     )
     for other in others if own["total_bytes"] else ():
