@@ -152,7 +152,8 @@ def _read(name: str, sections: tuple[DataSection, ...], held_out: bool, notes: N
     found: list[Example] | None = [] if sections else None
     for data in sections:
         # All sections are read, so that all that is wrong is said at once.
-        part = notes.attempt(partial(load_examples, data, name, notes))
+        owner = f"held-out set {name}" if held_out else name
+        part = notes.attempt(partial(load_examples, data, owner, notes))
         found = None if part is None or found is None else found + part
     return DataSet(name, sections, found, held_out)
 

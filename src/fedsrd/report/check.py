@@ -23,10 +23,11 @@ def show(console: Screen, found: Record) -> None:
     """Prints all of it."""
     for line in problems(found):
         console.print(line, soft_wrap=True)
-    if found.get("sets"):
+    if any(row["examples"] is not None for row in found.get("sets", ())):
         console.print()
         console.print(data_table(found))
-        console.print(data_note(found))
+        if any(row["tokens"] for row in found["sets"]):
+            console.print(data_note(found))
     if found.get("example"):
         console.print()
         colour = console.color_system is not None and not console.no_color
@@ -52,20 +53,23 @@ def problems(found: Record) -> list[RenderableType]:
 def data_table(found: Record) -> Table:
     """A row a set."""
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
-    heads = ("client", "examples", "median", "95 %", "longest", "prompts\ncut", "responses\ncut", "repeats", "shared")
+    heads = ("client", "examples", "median", "95 %", "longest", "prompt\ncut", "response\ncut", "repeats", "shared")
     for head in heads:
         table.add_column(head, justify="left" if head == "client" else "right", no_wrap=True)
-    rows = found["sets"]
-    for place, row in enumerate(rows):
+    before = False
+    for row in found["sets"]:
         tokens = row["tokens"]
+        if row["held_out"] and not before:
+            table.add_section()
+            table.add_row(styled("italic", "held out"))
+            before = True
         table.add_row(
-            f"{row['name']} (held out)" if row["held_out"] else row["name"],
+            f" {row['name']}" if row["held_out"] else row["name"],
             "?" if row["examples"] is None else f"{row['examples']:,}",
             *(("", "", "") if tokens is None else (f"{tokens[key]:,}" for key in ("median", "high", "longest"))),
             *(("", "") if tokens is None else (_share(tokens, key) for key in ("prompts_cut", "responses_cut"))),
             "" if row["repeats"] is None else f"{row['repeats']:,}",
             "" if row["examples"] is None else f"{max(row['shared'].values(), default=0):,}",
-            end_section=place + 1 < len(rows) and rows[place + 1]["held_out"] != row["held_out"],
         )
     return table
 
@@ -119,13 +123,13 @@ def machine_lines(found: Record) -> list[RenderableType]:
     """What this machine has for it, how long training takes here, and what privacy takes."""
     lines: list[RenderableType] = []
     if memory := found.get("memory"):
-        has = "" if memory["has"] is None else f", which has {memory['has'] / GIB:.1f}"
-        lines.append(f"Here, on {memory['device']}: about {memory['total'] / GIB:.1f} GiB{has}.")
+        has = "" if memory["has"] is None else f", {memory['has'] / GIB:.1f} GiB"
+        lines.append(f"Training here ({memory['device']}{has}): about {memory['total'] / GIB:.1f} GiB.")
     if training := found.get("training"):
         each = training["seconds_a_client_and_round"]
         lines.append(
-            f"Training here: about {duration(each)} a client and round ({training['tokens_a_client_and_round']:,} "
-            f"tokens), {duration(training['seconds_in_one_process'])} for the whole run in one process; from a trial "
+            f"Time here: about {duration(each)} a client and round ({training['tokens_a_client_and_round']:,} tokens), "
+            f"{duration(training['seconds_in_one_process'])} for the whole run in one process; from a trial "
             "of this device's speed, so half or twice as much is no surprise."
         )
     lines += [
