@@ -22,7 +22,7 @@ Plugins = Annotated[
     typer.Option("--import", help="A Python file or module with methods of your own; it is executed."),
 ]
 
-ORDER = ("check", "plan", "run", "compare", "evaluate", "report", "inspect", "data", "key", "site")
+ORDER = ("init", "check", "plan", "run", "compare", "evaluate", "report", "inspect", "data", "key", "site")
 
 
 class _InOrder(TyperGroup):

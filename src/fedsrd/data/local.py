@@ -7,7 +7,7 @@ from typing import Any
 
 from fedsrd import hub
 from fedsrd.data.examples import Example
-from fedsrd.data.readers import READERS, Row, check_columns, read_file, reason_of
+from fedsrd.data.readers import READERS, Row, check_columns, columns_of, read_file, reason_of
 from fedsrd.data.rows import Form, UnfitError
 from fedsrd.errors import DataError
 
@@ -176,3 +176,21 @@ def _from_hub(source: str, split: str) -> Any:
         ) from None
     finally:
         datasets.config.HF_HUB_OFFLINE = before
+
+
+def first_row(source: str, split: str = "train") -> dict[str, Any]:
+    """The first row of a data set as it stands, all its columns: to see what they are called.
+
+    Raises:
+        DataError: as `load_local`, where there is no such source or it cannot be read.
+    """
+    path = _path(source)
+    if path is not None and not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path is None or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        table = _from_hub(source, split) if path is None else _from_disk(path, split)
+        for row in table.with_format(None):
+            return dict(row)
+        raise DataError(f"{source} has no examples; expected at least one")
+    file = _files(path)[0]
+    return dict(next(read_file(file, (), columns_of(file))).values)
