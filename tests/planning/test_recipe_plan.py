@@ -72,6 +72,15 @@ def test_everything_comes_from_the_recipe_and_options_change_it(tiny_recipe, tmp
     assert changed["methods"][0]["method"] == "flora"
 
 
+def test_a_budget_is_the_recipes(tiny_recipe, tmp_path):
+    file = written({**tiny_recipe, "privacy": {"examples": {"epsilon": 2.0, "delta": 1e-4}}}, tmp_path)
+    found = plan(file, "--examples", "400")["privacy"]
+    # Two sequences at a time, twice a step; two steps a round.
+    assert (found["batch"], found["steps"], found["rounds"], found["delta"]) == (4, 2, 3, 1e-4)
+    assert [row["epsilon"] for row in found["noise"]] == [1, 2, 3, 8]
+    assert plan(file, "--examples", "400", "--delta", "1e-6")["privacy"]["delta"] == 1e-6
+
+
 def test_the_long_table_is_there_where_it_is_asked_for(tiny_recipe, tmp_path):
     found = plan(written(tiny_recipe, tmp_path), "--method", "fedavg,flora")
     assert [row["method"] for row in found["methods"]] == ["fedavg"] * 5 + ["flora"] * 5

@@ -98,12 +98,8 @@ def plan(
     if examples is not None:
         from fedsrd.planning import privacy
 
-        setting = found["setting"]
-        asked = privacy.Budget(
-            examples, setting["batch"], found.pop("steps"), setting["rounds"], 1e-5 if delta is None else delta, epsilon
-        )
-        found["privacy"] = privacy.noise(asked)
-    found.pop("steps", None)
+        found["privacy"] = privacy.noise(_budget(found, examples, delta, epsilon))
+    del found["step"]
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -137,7 +133,10 @@ def _of_model(
     sizes = architecture.architecture(
         options["model.id"], options.get("lora.rank", 64), options.get("lora.targets", "all-linear")
     )
-    return {**forecast.forecast(sizes, setting, names), "steps": options.get("training.steps", 10)}
+    return {
+        **forecast.forecast(sizes, setting, names),
+        "step": {"batch": setting.batch, "steps": options.get("training.steps", 10)},
+    }
 
 
 def _of_recipe(
@@ -163,7 +162,24 @@ def _of_recipe(
         found = recipe_plan.plan(recipe, sizes, setting)
     else:
         found = forecast.forecast(sizes, setting, None if chosen == ALL else listed(chosen))
-    return {**found, "steps": recipe.training.steps}
+    training, asked = recipe.training, recipe.privacy.examples
+    step = {"batch": training.batch_size * training.accumulation, "steps": training.steps}
+    return {**found, "step": step if asked is None else {**step, "delta": asked.delta, "epsilon": asked.epsilon}}
+
+
+def _budget(found: dict[str, Any], examples: int, delta: float | None, epsilon: float | None) -> Any:
+    """What differential privacy is asked for: options first, then the recipe's own."""
+    from fedsrd.planning import privacy
+
+    step = found["step"]
+    return privacy.Budget(
+        examples,
+        step["batch"],
+        step["steps"],
+        found["setting"]["rounds"],
+        step.get("delta", 1e-5) if delta is None else delta,
+        step.get("epsilon") if epsilon is None else epsilon,
+    )
 
 
 def _as_overrides(options: dict[str, Any], dtype: str | None) -> list[str]:
