@@ -54,12 +54,14 @@ def test_fewer_rows_are_said(recipe_file):
     assert "of all examples" in fedsrd("check", recipe_file).output.replace("\n", " ")
 
 
-def test_a_comparison_is_checked_without_what_it_compares(tiny_recipe, tmp_path):
+def test_of_a_comparison_all_variants_settings_are_checked(tiny_recipe, tmp_path):
     file = tmp_path / "compare.toml"
-    file.write_text(tomli_w.dumps({**tiny_recipe, "compare": {"methods": ["fedavg"]}}))
+    variants = [{"label": "robust", "method": {"name": "fedavg"}, "set": {"participation.robust": "krum"}}]
+    file.write_text(tomli_w.dumps({**tiny_recipe, "compare": {"methods": ["fedavg"], "variants": variants}}))
     done = fedsrd("check", file)
-    assert done.exit_code == 0, done.output
-    assert "has a [compare] table" in done.output
+    assert done.exit_code == 1
+    assert done.output.startswith('error    robust: participation.robust = "krum"')
+    assert "settings are checked of all 2 variants" in done.output.replace("\n", " ")
 
 
 def test_with_colours_there_are_no_brackets():

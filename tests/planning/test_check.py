@@ -19,7 +19,7 @@ SETS = st.lists(st.builds(Example, TEXTS, TEXTS), min_size=1, max_size=12)
 
 
 def check(tree, **how):
-    return checking.check(recipes.parse(tree), how.pop("rows", 1000), Links(), 0.05, **how)
+    return checking.check({"": recipes.parse(tree)}, how.pop("rows", 1000), Links(), 0.05, **how)
 
 
 def of(found, name):

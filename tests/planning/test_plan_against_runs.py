@@ -70,7 +70,9 @@ def test_sums_and_what_the_server_makes_of_them(label):
     run = next(run for run in plan.load(RECIPES / "embedded" / "secure.toml").each() if run.label == label)
     recipe = run.recipe
     sizes = architecture(recipe.model.id, recipe.lora.rank, recipe.lora.targets)
-    found = recipe_plan.plan(recipe, sizes, recipe_plan.setting_of(recipe, recipe_plan.Links(), 0.05))["methods"][0]
+    found = recipe_plan.plan({"": recipe}, sizes, recipe_plan.setting_of(recipe, recipe_plan.Links(), 0.05))["methods"][
+        0
+    ]
     turns = row["rounds"] * row["clients"]
     assert found["up_bytes"] == pytest.approx(row["bytes_up"] / turns, rel=0.01)
     assert found["down_bytes"] == pytest.approx(row["bytes_down"] / turns, rel=0.06)

@@ -49,7 +49,7 @@ def test_sums_are_as_long_as_the_runs(case, tiny_recipe, tmp_path):
     sent = sum(sum(record.bytes_up.values()) for record in folder.records() if record.round > 0) / 8
     sizes = architecture.architecture(recipe.model.id, recipe.lora.rank, recipe.lora.targets)
     setting = recipe_plan.setting_of(recipe, recipe_plan.Links(), 0.05)
-    row = recipe_plan.plan(recipe, sizes, setting)["methods"][0]
+    row = recipe_plan.plan({"": recipe}, sizes, setting)["methods"][0]
     assert row["up_bytes"] == pytest.approx(sent, rel=0.01)
 
 
@@ -103,11 +103,24 @@ def test_a_reference_sends_nothing_and_is_planned_all_the_same(tiny_recipe, tmp_
     assert shown.exit_code == 0, shown.output
 
 
-def test_a_comparison_is_planned_without_what_it_compares(tiny_recipe, tmp_path):
-    file = written({**tiny_recipe, "compare": {"methods": ["fedavg"]}}, tmp_path)
+def test_a_comparison_has_a_row_a_variant(tiny_recipe, tmp_path):
+    variants = [{"label": "half", "method": {"name": "fedavg"}, "set": {"wire.uplink.values": "bfloat16"}}]
+    tree = {**tiny_recipe, "compare": {"methods": ["fedsrd", "flora"], "variants": variants}}
+    file = written(tree, tmp_path)
+    rows = {row["method"]: row for row in plan(file)["methods"]}
+    assert list(rows) == ["fedsrd", "flora", "half", "fedavg"]
+    assert rows["half"]["values"] == "bfloat16, float32"
+    assert rows["half"]["up_bytes"] < 0.6 * rows["fedavg"]["up_bytes"]
     shown = CliRunner().invoke(app, ["plan", str(file)])
     assert shown.exit_code == 0, shown.output
-    assert "without [compare]" in shown.stderr
+    assert "tiny: 3 variants" in shown.output
+
+
+def test_fedavg_itself_stands_once(tiny_recipe, tmp_path):
+    found = plan(written({**tiny_recipe, "method": {"name": "fedavg"}}, tmp_path))
+    assert [row["method"] for row in found["methods"]] == ["fedavg"]
+    tree = {**tiny_recipe, "method": {"name": "fedavg", "sparsifier": "cyclic"}}
+    assert len(plan(written(tree, tmp_path))["methods"]) == 2
 
 
 def test_the_table_speaks_the_recipes_names(tiny_recipe, tmp_path, monkeypatch):

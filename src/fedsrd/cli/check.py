@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsrd.cli.common import Plugins, app, load_plugins
+from fedsrd.cli.common import Plugins, app, load_plugins, recipes_of
 from fedsrd.cli.common import console as console_of
 
 ROWS = 1000
@@ -56,16 +56,17 @@ def look(
 
     speeds = recipe_plan.Links(links.bits_per_second(up, "--up"), links.bits_per_second(down, "--down"))
     try:
-        chosen, compared = recipe_plan.read(recipe, overrides)
+        runs = recipes_of(recipe, overrides)
     except RecipeError as error:
         return {"recipe": None if recipe is None else str(recipe), "errors": [str(error)], "warnings": []}
 
     def say(text: str) -> None:
         typer.echo(text, err=True)
 
-    found = checking.check(chosen, rows, speeds, forecast.PAPERS_DENSITY, example=example, say=say)
-    if compared:
+    found = checking.check(runs, rows, speeds, forecast.PAPERS_DENSITY, example=example, say=say)
+    if len(runs) > 1:
         found["warnings"].append(
-            f"{recipe} has a [compare] table: this is what its runs have in common, without what they change"
+            f"{recipe} has a [compare] table: settings are checked of all {len(runs)} variants; data, memory and time "
+            f"are those of {next(iter(runs))}"
         )
     return found

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsrd.cli.common import app, fail, listed
+from fedsrd.cli.common import app, fail, listed, recipes_of
 
 ALL = "all"
 
@@ -65,7 +65,8 @@ def plan(
 ) -> None:
     """What a federation would cost: bytes, time on the links, memory. Reads a config, no weights.
 
-    With a recipe everything comes from it, and options change it; without one, name a --model.
+    With a recipe everything comes from it, and options change it; one with [compare] has a row a variant. Without a
+    recipe, name a --model.
     """
     if recipe is None and model is None:
         fail("plan: of what? Name a recipe (fedsrd plan mine.toml), or a model (fedsrd plan --model ID)", 2)
@@ -147,19 +148,16 @@ def _of_recipe(
     density: float | None,
     chosen: str | None,
 ) -> dict[str, Any]:
-    from fedsrd.planning import architecture, forecast, recipe_plan
+    from fedsrd.planning import forecast, recipe_plan
 
-    recipe, compared = recipe_plan.read(path, overrides)
-    if compared:
-        typer.echo(f"{path} compares many runs; this is what its runs have in common, without [compare]", err=True)
+    runs = recipes_of(path, overrides)
+    recipe = next(iter(runs.values()))
     setting = recipe_plan.setting_of(
         recipe, recipe_plan.Links(*speeds), forecast.PAPERS_DENSITY if density is None else density, clients
     )
-    sizes = architecture.architecture(
-        recipe.model.id, recipe.lora.rank, recipe.lora.targets, revision=recipe.model.revision
-    )
+    sizes = recipe_plan.architecture_of(recipe)
     if chosen is None:
-        found = recipe_plan.plan(recipe, sizes, setting)
+        found = recipe_plan.plan(runs, sizes, setting)
     else:
         found = forecast.forecast(sizes, setting, None if chosen == ALL else listed(chosen))
     training, asked = recipe.training, recipe.privacy.examples

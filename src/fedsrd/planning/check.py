@@ -11,7 +11,7 @@ from fedsrd.federation import setup
 from fedsrd.federation.sampling import share
 from fedsrd.federation.session import load_examples
 from fedsrd.packages import Say, silent
-from fedsrd.planning import architecture, examples, machine, memory, recipe_plan
+from fedsrd.planning import examples, machine, memory, recipe_plan
 from fedsrd.planning.architecture import Architecture
 from fedsrd.planning.examples import Fingerprints, Lengths
 from fedsrd.planning.recipe_plan import Links
@@ -37,26 +37,32 @@ class Notes:
     Attributes:
         errors: what keeps the recipe from being run.
         warnings: what makes a run worse, or may.
-        say: told what takes long.
+        told: told what takes long.
+        whose: begins what is said of one of several runs.
+        said: what was told.
     """
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     told: Say = silent
+    whose: str = ""
+    said: list[str] = field(default_factory=list)
 
     def say(self, text: str) -> None:
-        """Something that takes a while."""
-        self.told(text)
+        """Something that takes a while, or is good to know; the same for several runs is said once."""
+        if text not in self.said:
+            self.said.append(text)
+            self.told(text)
 
     def warn(self, text: str) -> None:
         """Something to look at."""
-        if text not in self.warnings:
-            self.warnings.append(text)
+        if self.whose + text not in self.warnings:
+            self.warnings.append(self.whose + text)
 
     def error(self, text: str) -> None:
         """Something that ends a run before it begins."""
-        if text not in self.errors:
-            self.errors.append(text)
+        if self.whose + text not in self.errors:
+            self.errors.append(self.whose + text)
 
     def activity(self, round_number: int, what: str, done: int, total: int, detail: str = "") -> None:
         """Nothing: there are no rounds."""
@@ -91,12 +97,12 @@ class DataSet:
 
 
 def check(
-    recipe: Recipe, rows: int, links: Links, density: float, *, example: bool = True, say: Say = silent
+    runs: Mapping[str, Recipe], rows: int, links: Links, density: float, *, example: bool = True, say: Say = silent
 ) -> Record:
     """What is known of a recipe without weights, as plain data.
 
     Args:
-        recipe: the recipe.
+        runs: one recipe, or those of a comparison, by label: the settings of all are checked, and the first one's data.
         rows: examples of each set that are made into tokens.
         links: of a client.
         density: share of elements that an adaptive ratio keeps.
@@ -104,17 +110,17 @@ def check(
         say: told what takes long.
     """
     notes = Notes(told=say)
-    for settle in setup.settings_checks(recipe, notes):
-        notes.attempt(settle)
+    for label, one in runs.items():
+        notes.whose = label and f"{label}: "
+        for settle in setup.settings_checks(one, notes):
+            notes.attempt(settle)
+    notes.whose = ""
+    recipe = next(iter(runs.values()))
     if recipe.privacy.examples is not None:
         notes.attempt(needed)
     sets = [_read(entry.name, entry.sections, False, notes) for entry in recipe.clients]
     sets += [_read(entry.name, (entry.data,), True, notes) for entry in recipe.evaluation.sets]
-    sizes = notes.attempt(
-        partial(
-            architecture.architecture, recipe.model.id, recipe.lora.rank, recipe.lora.targets, recipe.model.revision
-        )
-    )
+    sizes = notes.attempt(partial(recipe_plan.architecture_of, recipe))
     tokenizer = None if sizes is None else notes.attempt(partial(_tokenizer, recipe, say))
     measured = {} if tokenizer is None else _measured(recipe, sets, tokenizer, rows, notes)
     prints = {_key(one): examples.fingerprints(one.examples) for one in sets if one.examples}
@@ -132,7 +138,7 @@ def check(
     }
     if sizes is not None:
         setting = recipe_plan.setting_of(recipe, links, density)
-        found["plan"] = recipe_plan.plan(recipe, sizes, setting)
+        found["plan"] = notes.attempt(partial(recipe_plan.plan, runs, sizes, setting))
         found |= notes.attempt(partial(_on_this_machine, recipe, sizes, table, notes)) or {}
     found["privacy"] = _noise(recipe, table, notes)
     return {**found, "errors": notes.errors, "warnings": notes.warnings}

@@ -1,24 +1,22 @@
 """What a recipe's own run will cost: its method with its options, its number types, its clients."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from fedsrd import methods, wire
-from fedsrd import recipe as recipes
 from fedsrd.core import lora
 from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.sampling import share
 from fedsrd.federation.sums import Form
 from fedsrd.methods import Method, RoundContext
-from fedsrd.planning import forecast, payloads
+from fedsrd.planning import architecture, forecast, payloads
 from fedsrd.planning.architecture import Architecture
 from fedsrd.planning.forecast import Setting
 from fedsrd.planning.payloads import Cost, Wires
-from fedsrd.recipe import Recipe, chosen_method
-from fedsrd.wire import WireOptions
+from fedsrd.privacy.options import PrivacySection
+from fedsrd.recipe import Recipe, WireSection, chosen_method
 
 WIDEST = 512
 """Features of the modules that are measured: a quarter of the elements that the long table takes, and lengths within
@@ -34,18 +32,6 @@ class Links:
 
     up: float = Setting.up
     down: float = Setting.down
-
-
-def read(path: Path | None, overrides: Sequence[str] = ()) -> tuple[Recipe, bool]:
-    """A recipe, the embedded default for None, and whether it has a [compare] table, which is left out: then this is
-    what its runs have in common.
-
-    Raises:
-        RecipeError: as `recipe.load`.
-    """
-    tree, where = recipes.read(path, overrides)
-    compared = tree.pop("compare", None) is not None
-    return recipes.parse(tree, where), compared
 
 
 def setting_of(recipe: Recipe, links: Links, density: float, clients: int | None = None) -> Setting:
@@ -71,37 +57,62 @@ def setting_of(recipe: Recipe, links: Links, density: float, clients: int | None
     )
 
 
-def plan(recipe: Recipe, model: Architecture, setting: Setting) -> dict[str, Any]:
-    """Bytes, time on the links, memory and disk of the run, as plain data; beside its method FedAvg in float32.
+def plan(runs: Mapping[str, Recipe], model: Architecture, setting: Setting) -> dict[str, Any]:
+    """Bytes, time on the links, memory and disk, as plain data; below the runs' rows FedAvg's in float32.
 
     Args:
-        recipe: the recipe.
-        model: its base model with its adapter.
-        setting: of `setting_of`.
+        runs: one recipe, or those of a comparison, by label. All but the rows is of the first.
+        model: the first one's base model with its adapter.
+        setting: the first one's, of `setting_of`.
     """
-    kind, options = chosen_method(recipe.method)
-    method = kind(options)
-    own = cost(recipe, method, model.table, setting)
-    state = 4.0 * model.table.elements
-    rows = [_row(method.name, _numbers(recipe, method, setting.clients), own.up, own.down, state, recipe, setting)]
-    if method.name != "fedavg" or recipe.summed is not None or recipe.wire.uplink != WireOptions():
-        fedavg = methods.get("fedavg")
-        plain = payloads.costs_of(
-            fedavg(fedavg.Options()), model.table, setting.clients, [Wires(WireOptions(), WireOptions())], WIDEST // 2
-        )[0]
-        rows.append(_row("fedavg", "float32", plain.up, plain.down, state, recipe, setting))
+    first = next(iter(runs.values()))
+    rows = []
+    for label, recipe in runs.items():
+        same = (recipe.model, recipe.lora) == (first.model, first.lora)
+        its = model if same else architecture_of(recipe)
+        rows.append(_row(label, recipe, its, replace(setting, **_asked(recipe, setting, first))))
+    plain = first.model_copy(update={"method": {"name": "fedavg"}, "wire": WireSection(), "privacy": PrivacySection()})
+    if all(not _is_plain(recipe) for recipe in runs.values()):
+        rows.append(_row("fedavg", plain, model, setting, WIDEST // 2))
+    chosen = [_method_of(recipe) for recipe in runs.values()]
     return {
         **forecast.frame(model, setting),
         "methods": rows,
         "recipe": {
-            "name": recipe.name,
-            "clients": [entry.name for entry in recipe.clients],
-            "rank": recipe.lora.rank,
-            "adaptive": is_adaptive(method),
-            "reference": method.reference,
-            "secure_aggregation": recipe.privacy.secure_aggregation is not None,
+            "name": first.name,
+            "variants": len(runs),
+            "method": chosen[0].name,
+            "clients": [entry.name for entry in first.clients],
+            "rank": first.lora.rank,
+            "adaptive": any(map(is_adaptive, chosen)),
+            "secure_aggregation": first.privacy.secure_aggregation is not None,
         },
     }
+
+
+def architecture_of(recipe: Recipe) -> Architecture:
+    """The sizes of a recipe's model with its adapter. Raises ModelError as `architecture.architecture`."""
+    return architecture.architecture(recipe.model.id, recipe.lora.rank, recipe.lora.targets, recipe.model.revision)
+
+
+def _asked(recipe: Recipe, setting: Setting, first: Recipe) -> dict[str, Any]:
+    """Clients and rounds of one of several runs: its own, where they are not the first one's."""
+    own, theirs = (setting_of(one, Links(), setting.density) for one in (recipe, first))
+    return {name: getattr(own, name) for name in ("clients", "rounds") if getattr(own, name) != getattr(theirs, name)}
+
+
+def _method_of(recipe: Recipe) -> Method:
+    kind, options = chosen_method(recipe.method)
+    return kind(options)
+
+
+def _is_plain(recipe: Recipe) -> bool:
+    """Whether it is FedAvg in float32 itself."""
+    return recipe.summed is None and recipe.wire == WireSection() and recipe.method == _plain_method()
+
+
+def _plain_method() -> dict[str, Any]:
+    return {"name": "fedavg", **methods.get("fedavg").Options().model_dump()}
 
 
 def is_adaptive(method: Method) -> bool:
@@ -111,7 +122,7 @@ def is_adaptive(method: Method) -> bool:
     return getattr(options, "ratio", None) == "adaptive" and chosen in ("importance", "magnitude", "random")
 
 
-def cost(recipe: Recipe, method: Method, table: TensorTable, setting: Setting) -> Cost:
+def cost(recipe: Recipe, method: Method, table: TensorTable, setting: Setting, widest: int = WIDEST) -> Cost:
     """What a client that takes part in a round sends, and what one broadcast has, in bytes."""
     if method.reference:
         return Cost(0.0, 0.0)
@@ -120,22 +131,23 @@ def cost(recipe: Recipe, method: Method, table: TensorTable, setting: Setting) -
         fixed = {"ratio": "fixed", "alpha": 1.0 - setting.density, "upper": 0.9999}
         measured = type(method)(type(method.options)(**{**method.options.model_dump(), **fixed}))
     wires = Wires(recipe.wire.uplink, recipe.wire.downlink)
-    found = payloads.costs_of(measured, table, setting.clients, [wires], WIDEST)[0]
+    found = payloads.costs_of(measured, table, setting.clients, [wires], widest)[0]
     return found if recipe.summed is None else Cost(_sum_bytes(recipe, method, table, setting.clients)[0], found.down)
 
 
-def _row(
-    name: str, numbers: str, up: float, down: float, state: float, recipe: Recipe, setting: Setting
-) -> dict[str, Any]:
+def _row(label: str, recipe: Recipe, model: Architecture, setting: Setting, widest: int = WIDEST) -> dict[str, Any]:
+    method = _method_of(recipe)
+    found = cost(recipe, method, model.table, setting, widest)
     # Who is not asked gets what it missed with its next task, or the whole state where that is smaller.
-    received = min(down * max(len(recipe.clients), setting.clients), state * setting.clients)
+    state = 4.0 * model.table.elements
+    received = min(found.down * max(len(recipe.clients), setting.clients), state * setting.clients)
     return {
-        "method": name,
-        "values": numbers,
-        "up_bytes": round(up),
-        "down_bytes": round(down),
-        "total_bytes": round((up * setting.clients + received) * setting.rounds),
-        "link_seconds_a_round": 8 * up / setting.up + 8 * down / setting.down,
+        "method": label or method.name,
+        "values": _numbers(recipe, method, setting.clients),
+        "up_bytes": round(found.up),
+        "down_bytes": round(found.down),
+        "total_bytes": round((found.up * setting.clients + received) * setting.rounds),
+        "link_seconds_a_round": 8 * found.up / setting.up + 8 * found.down / setting.down,
     }
 
 

@@ -49,7 +49,7 @@ def plan_tables(plan: Record) -> list[RenderableType]:
         else f" Density of adaptive uplinks: {setting['density']:.1%} (assumed; --density)."
     )
     return [
-        *([] if recipe is None else [_of_recipe(recipe, setting, plan["methods"][0]["method"])]),
+        *([] if recipe is None else [_of_recipe(recipe, setting)]),
         styled(
             "bold",
             plan["model"],
@@ -58,7 +58,7 @@ def plan_tables(plan: Record) -> list[RenderableType]:
         ),
         table,
         f"Time is that of the payloads on one client's links; training comes on top.{assumed}\n",
-        *([] if recipe is None else [_whole_run(plan)]),
+        *([] if recipe is None or recipe["variants"] > 1 else [_whole_run(plan)]),
         f"A client's accelerator: about {memory['total'] / GIB:.1f} GiB ({parts}) for {setting['batch']} x "
         f"{setting['length']} tokens{', with gradient checkpointing' if setting['checkpointing'] else ''}. "
         f"Disk: {disk['client'] / GIB:.1f} GiB.\n"
@@ -79,7 +79,7 @@ def size(count: float) -> str:
     return f"{count / GIB:.2f} GiB" if count < 10 * GIB else f"{count / GIB:.1f} GiB"
 
 
-def _of_recipe(recipe: Record, setting: Record, method: str) -> RenderableType:
+def _of_recipe(recipe: Record, setting: Record) -> RenderableType:
     names = recipe["clients"]
     who = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
     asked = (
@@ -87,10 +87,11 @@ def _of_recipe(recipe: Record, setting: Record, method: str) -> RenderableType:
         if setting["clients"] == len(names)
         else f"{setting['clients']} of {len(names)} clients a round"
     )
+    what = recipe["method"] if recipe["variants"] == 1 else f"{recipe['variants']} variants"
     secure = ", secure aggregation" if recipe["secure_aggregation"] else ""
     return styled(
         "bold",
-        f"{recipe['name']}: {method}",
+        f"{recipe['name']}: {what}",
         f", rank {recipe['rank']}, {asked} ({who}), {setting['rounds']} rounds{secure}",
     )
 
