@@ -9,13 +9,28 @@ from typing import Annotated
 import typer
 
 from fedsrd import __version__
-from fedsrd.cli import compare, data, demo, evaluate, inspect, key, plan, report, run, site
+from fedsrd.cli import check, compare, data, demo, evaluate, init, inspect, key, plan, report, run, site
 from fedsrd.cli.common import app, fail
 from fedsrd.errors import FedSRDError
 from fedsrd.text import foreign
 from fedsrd.threads import wait_briefly
 
-__all__ = ["app", "compare", "data", "demo", "evaluate", "inspect", "key", "main", "plan", "report", "run", "site"]
+__all__ = [
+    "app",
+    "check",
+    "compare",
+    "data",
+    "demo",
+    "evaluate",
+    "init",
+    "inspect",
+    "key",
+    "main",
+    "plan",
+    "report",
+    "run",
+    "site",
+]
 
 DEBUG = "FEDSRD_DEBUG"
 """Set in the environment, errors come with their tracebacks, the user's mistakes too."""

@@ -22,7 +22,7 @@ Plugins = Annotated[
     typer.Option("--import", help="A Python file or module with methods of your own; it is executed."),
 ]
 
-ORDER = ("demo", "run", "compare", "evaluate", "report", "plan", "inspect", "data", "key", "site")
+ORDER = ("demo", "init", "check", "plan", "run", "compare", "evaluate", "report", "inspect", "data", "key", "site")
 
 
 class _InOrder(TyperGroup):
@@ -87,6 +87,26 @@ def number(text: str, kind: Any, option: str, example: str) -> Any:
         return kind(text)
     except ValueError:
         return fail(f"{option}: {text!r} is not a number; expected such as {example}", 2)
+
+
+def recipes_of(path: Path | None, overrides: list[str]) -> dict[str, Any]:
+    """The recipe of a file, under no label; or of one with a [compare] table one recipe a variant, by label.
+
+    Raises:
+        RecipeError: one of them is wrong.
+    """
+    from fedsrd import recipe as recipes
+
+    tree, where = recipes.read(path, overrides)
+    if "compare" not in tree:
+        return {"": recipes.parse(tree, where)}
+    from fedsrd.compare import plan
+
+    found: dict[str, Any] = {}
+    for one in plan.load(path, overrides=overrides).each():
+        # Points of a grid differ in what neither bytes nor data depend on, a learning rate.
+        found.setdefault(one.label, one.recipe)
+    return found
 
 
 def check_trackers(track: list[str] | None) -> None:

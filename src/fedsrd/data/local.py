@@ -5,8 +5,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fedsrd import hub
 from fedsrd.data.examples import Example
-from fedsrd.data.readers import READERS, Row, check_columns, read_file, reason_of
+from fedsrd.data.readers import READERS, Row, check_columns, columns_of, read_file, reason_of
 from fedsrd.data.rows import Form, UnfitError
 from fedsrd.errors import DataError
 
@@ -161,10 +162,35 @@ def _from_hub(source: str, split: str) -> Any:
 
     name, _, config = source.partition(":")
     datasets.disable_progress_bars()
+    unreachable = hub.out_of_reach(name)
+    before = datasets.config.HF_HUB_OFFLINE
     try:
+        # Its only switch. Without a way to the hub it takes what is in its cache, and else ends at once.
+        datasets.config.HF_HUB_OFFLINE = before or bool(unreachable)
         return datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        reason = f"{hub.host()} cannot be reached ({unreachable})" if unreachable else reason_of(error)
         raise DataError(
-            f"data set {source!r} cannot be loaded: {reason_of(error)}; check the id, its config and split, and the "
+            f"data set {source!r} cannot be loaded: {reason}; check the id, its config and split, and the "
             "network, or name a local file"
         ) from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def first_row(source: str, split: str = "train") -> dict[str, Any]:
+    """The first row of a data set as it stands, all its columns: to see what they are called.
+
+    Raises:
+        DataError: as `load_local`, where there is no such source or it cannot be read.
+    """
+    path = _path(source)
+    if path is not None and not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path is None or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        table = _from_hub(source, split) if path is None else _from_disk(path, split)
+        for row in table.with_format(None):
+            return dict(row)
+        raise DataError(f"{source} has no examples; expected at least one")
+    file = _files(path)[0]
+    return dict(next(read_file(file, (), columns_of(file))).values)

@@ -200,6 +200,23 @@ READERS: dict[str, Callable[[Path, Sequence[str], Sequence[str]], Iterator[Row]]
 """By suffix, in lower case."""
 
 
+def columns_of(path: Path) -> list[str]:
+    """The columns of a Parquet file, whose reader takes only those that are named; none of others.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if path.suffix.lower() != ".parquet":
+        return []
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return list(parquet.read_schema(path).names)
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        raise DataError(f"{path} cannot be loaded: {reason_of(error)}") from None
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """A text file's lines with their ends, from 1; without the mark that some programs begin a file with.
 

@@ -68,7 +68,7 @@ class Form:
     @property
     def optional(self) -> list[str]:
         """Columns that are taken where they are there."""
-        return [] if "messages" in self.columns or self.template is not None else [self._column("input")]
+        return [] if "messages" in self.columns or self.template is not None else [*self._more]
 
     def example(self, row: Mapping[str, Any]) -> Example:
         """A row that has the needed columns as an example.
@@ -83,10 +83,16 @@ class Form:
             whole = "".join(text + ("" if name is None else _filled(row[name])) for text, name in self._parts)
             return Example(_text(whole, "the filled template"), response)
         instruction = _text(row[self._column("instruction")], self._column("instruction"))
-        more = row.get(self._column("input"))
+        more = next((row.get(column) for column in self._more), None)
         if more is None or (isinstance(more, str) and not more.strip()):
             return Example(instruction, response)
         return Example(f"{instruction}\n\n{_text(more, self._column('input'))}", response)
+
+    @property
+    def _more(self) -> tuple[str, ...]:
+        """The column that is put below the instruction, where there is one: not one that has another role already."""
+        column = self._column("input")
+        return () if "input" not in self.columns and column in self.columns.values() else (column,)
 
     def _column(self, role: str) -> str:
         return self.columns.get(role, role)

@@ -76,25 +76,37 @@ def check(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[TensorTab
     Raises:
         DataError, ModelError, RecipeError: what is wrong and what to do.
     """
-    from fedsrd.evaluation import embedded
-    from fedsrd.training import loading
-
     sections = [(data, entry.name) for entry in recipe.clients for data in entry.sections]
     sections += [(entry.data, entry.name) for entry in recipe.evaluation.sets]
     for data, owner in sections:
         assets.get(partial(check_data, data, owner), "checked", data)
-    _check_ranks(recipe)
-    _check_privacy(recipe)
-    _check_robust(recipe)
-    _check_sums(recipe, observer)
-    optimizer_of(method_of(recipe.method), recipe.server_optimizer)
-    for name in recipe.evaluation.benchmarks:
-        embedded.named(name)
-    loading.pick_device(recipe.model.device)
+    for settle in settings_checks(recipe, observer):
+        settle()
+    return shapes(recipe, observer, assets)
+
+
+def settings_checks(recipe: Recipe, observer: Observer) -> list[Callable[[], object]]:
+    """What `check` does with neither data nor model, one call each, that raises as `check` where something is wrong."""
+    from fedsrd.evaluation import embedded
+    from fedsrd.training import loading
+
+    return [
+        partial(_check_ranks, recipe),
+        partial(_check_privacy, recipe),
+        partial(_check_robust, recipe),
+        partial(_check_sums, recipe, observer),
+        lambda: optimizer_of(method_of(recipe.method), recipe.server_optimizer),
+        *(partial(embedded.named, name) for name in recipe.evaluation.benchmarks),
+        partial(loading.pick_device, recipe.model.device),
+        partial(_check_base, recipe),
+    ]
+
+
+def _check_base(recipe: Recipe) -> None:
+    """Refuses a method that a quantised base cannot follow. Raises RecipeError."""
     if recipe.model.quantization != "none":
         where = f"model.quantization = {recipe.model.quantization!r}"
         capabilities.check(method_of(recipe.method), capabilities.QUANTISED_BASE, where)
-    return shapes(recipe, observer, assets)
 
 
 def shapes(recipe: Recipe, observer: Observer, assets: Assets) -> tuple[TensorTable, Any]:

@@ -75,6 +75,11 @@ def forecast(model: Architecture, setting: Setting, names: Sequence[str] | None 
         wires = {**WIRES, **FED_BACK} if feeds_back else WIRES
         found = payloads.costs(name, model.table, setting.clients, list(wires.values()), setting.density)
         rows += [_row(name, label, cost, setting) for label, cost in zip(wires, found, strict=True)]
+    return {**frame(model, setting), "methods": rows}
+
+
+def frame(model: Architecture, setting: Setting) -> dict[str, Any]:
+    """What does not depend on the method: sizes, memory and disk."""
     used = memory.client(model, setting.dtype, setting.batch, setting.length, checkpointing=setting.checkpointing)
     return {
         "model": model.model,
@@ -83,7 +88,6 @@ def forecast(model: Architecture, setting: Setting, names: Sequence[str] | None 
         "adapter_parameters": model.table.elements,
         "dense_float32_bytes": 4 * model.table.elements,
         "setting": asdict(setting),
-        "methods": rows,
         "client_memory": {**asdict(used), "total": used.total},
         "server_memory": memory.server(model, setting.clients, setting.density),
         "disk": memory.disk(model),

@@ -26,7 +26,9 @@ class Memory:
         return self.base + self.adapter + self.activations + self.logits
 
 
-def client(model: Architecture, dtype: str, batch: int, length: int, *, checkpointing: bool) -> Memory:
+def client(
+    model: Architecture, dtype: str, batch: int, length: int, *, checkpointing: bool, by_example: bool = False
+) -> Memory:
     """Accelerator memory of local training.
 
     Activations are the inputs that backward needs of every linear layer, in the base's dtype and once more in float32
@@ -38,6 +40,7 @@ def client(model: Architecture, dtype: str, batch: int, length: int, *, checkpoi
         batch: sequences at a time.
         length: tokens of each.
         checkpointing: whether activations are computed again in backward.
+        by_example: whether every example of a batch has a gradient of its own (DP-SGD), float32.
     """
     tokens = batch * length
     half = max(BYTES[dtype], 2.0)
@@ -47,7 +50,7 @@ def client(model: Architecture, dtype: str, batch: int, length: int, *, checkpoi
     activations = layer + model.layers * tokens * half * model.hidden if checkpointing else model.layers * layer
     return Memory(
         base=model.parameters * BYTES[dtype],
-        adapter=OPTIMIZER * model.table.elements,
+        adapter=(OPTIMIZER + (4.0 * batch if by_example else 0.0)) * model.table.elements,
         activations=activations,
         # Logits in the base's dtype and float32, and their gradients.
         logits=tokens * model.vocabulary * (2 * half + 8.0),

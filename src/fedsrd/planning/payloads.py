@@ -37,6 +37,14 @@ PAPER = WireOptions(values="float32", positions="bitmap", exponents="raw")
 
 
 @dataclass(frozen=True)
+class Wires:
+    """How both directions are written."""
+
+    up: WireOptions
+    down: WireOptions
+
+
+@dataclass(frozen=True)
 class Cost:
     """A client's payload lengths in a round, in bytes, the mean of an odd and an even round."""
 
@@ -63,28 +71,43 @@ def costs(name: str, table: TensorTable, clients: int, wires: Sequence[WireOptio
     """
     kind = methods.get(name)
     method = kind(kind.Options(**options_for(name, density)))
+    return costs_of(method, table, clients, [Wires(wire, wire) for wire in wires])
+
+
+def costs_of(
+    method: Method, table: TensorTable, clients: int, wires: Sequence[Wires], widest: int = WIDEST
+) -> list[Cost]:
+    """The same of a method with options of its own, and of directions that are written differently.
+
+    Args:
+        method: with its options; a ratio that is "adaptive" is that of the synthetic changes.
+        table: the adapter's tensors.
+        clients: that take part in a round.
+        wires: how the directions are written.
+        widest: features of the modules that are measured; fewer are faster.
+    """
     up, down = [0.0] * len(wires), [0.0] * len(wires)
     # A stacked broadcast has as many blocks as clients.
     more = max(clients / MOST_CLIENTS, 1.0)
-    for place, sample in _samples(method, table, min(clients, MOST_CLIENTS), wires):
-        up[place] += sample.length(wires[place], uplink=True) / 2
-        down[place] += sample.length(wires[place], uplink=False) * (more if sample.stacked else 1.0) / 2
+    for place, sample in _samples(method, table, min(clients, MOST_CLIENTS), wires, widest):
+        up[place] += sample.length(wires[place].up, uplink=True) / 2
+        down[place] += sample.length(wires[place].down, uplink=False) * (more if sample.stacked else 1.0) / 2
     return [Cost(*lengths) for lengths in zip(up, down, strict=True)]
 
 
 def _samples(
-    method: Method, table: TensorTable, clients: int, wires: Sequence[WireOptions]
+    method: Method, table: TensorTable, clients: int, wires: Sequence[Wires], widest: int
 ) -> Iterator[tuple[int, "_Sample"]]:
     """For each wire's place a sample after an odd and one after an even round, to be measured before the next."""
     if not method.keeps_client_state:
         for number in (1, 2):
-            sample = _Sample(method, table, clients)
+            sample = _Sample(method, table, clients, None, widest)
             sample.round(number)
             yield from ((place, sample) for place in range(len(wires)))
         return
     for place, wire in enumerate(wires):
         # What is kept for later depends on what the number type loses.
-        sample = _Sample(method, table, clients, wire)
+        sample = _Sample(method, table, clients, wire, widest)
         for number in range(1, FILLING + 3):
             sample.round(number)
             if number > FILLING:
@@ -92,15 +115,16 @@ def _samples(
 
 
 class _Sample:
-    """Rounds of a method on two modules of every shape, no wider than `WIDEST`. The state stays where it is, as the
-    payloads of another would be alike; memories fill by what `wire` loses, nothing where there is none.
+    """Rounds of a method on two modules of every shape, no wider than `widest`. The state stays where it is, as the
+    payloads of another would be alike; memories fill by what `wires` lose, nothing where there is none.
     """
 
-    def __init__(self, method: Method, table: TensorTable, clients: int, wire: WireOptions | None = None) -> None:
+    def __init__(self, method: Method, table: TensorTable, clients: int, wires: Wires | None, widest: int) -> None:
         self._method = method
-        self._wire = wire
+        self._wires = wires
+        self._widest = widest
         self._modules = lora.modules_of(table)
-        shapes = sorted({_narrowed(module) for module in self._modules})
+        shapes = sorted({self._narrowed(module) for module in self._modules})
         self._names = {shape: (f"{place}.a", f"{place}.b") for place, shape in enumerate(shapes)}
         small = lora.table_of(LoraModule(name, *shape) for shape, names in self._names.items() for name in names)
         held = method.state_table(small)
@@ -119,6 +143,9 @@ class _Sample:
         self._server_memory: MethodState = {}
         self._up: Delta = {}
         self._down: Delta = {}
+
+    def _narrowed(self, module: LoraModule) -> tuple[int, int, int]:
+        return min(module.out_features, self._widest), min(module.in_features, self._widest), module.rank
 
     def round(self, number: int) -> None:
         """The round of this number, of all clients."""
@@ -141,9 +168,10 @@ class _Sample:
 
     def _receiver(self, table: TensorTable, *who: int) -> Received:
         """What the other side decodes; without a wire all of it. Everybody rounds on a stream of its own."""
-        wire = self._wire
-        if wire is None:
+        if self._wires is None:
             return as_it_is
+        # A server is told of no client (`who` is the round and the client).
+        wire = self._wires.up if len(who) > 1 else self._wires.down
         return lambda delta: quantise(delta, table, wire, rng.integer(0, "rounding", *who)).delta()
 
     def length(self, wire: WireOptions, *, uplink: bool) -> float:
@@ -168,7 +196,7 @@ class _Sample:
                 bytes_an_element = (measure((first, second), suffix) - measure((first,), suffix)) / sizes[
                     first + suffix
                 ]
-                same = [module.name for module in self._modules if _narrowed(module)[:2] == shape[:2]]
+                same = [module.name for module in self._modules if self._narrowed(module)[:2] == shape[:2]]
                 total += bytes_an_element * sum(reals[name + suffix] for name in same)
         return total
 
@@ -176,10 +204,6 @@ class _Sample:
 def _module(name: str) -> str:
     """The sample's module that a tensor belongs to: the first two parts of its name."""
     return ".".join(name.split(".")[:2])
-
-
-def _narrowed(module: LoraModule) -> tuple[int, int, int]:
-    return min(module.out_features, WIDEST), min(module.in_features, WIDEST), module.rank
 
 
 def _trained(plan: LocalPlan, random: np.random.Generator) -> Tensors:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fedsrd import hub
 from fedsrd.errors import FedSRDError, ModelError
 from fedsrd.files import looks_local
 from fedsrd.packages import Say, silent
@@ -18,6 +19,8 @@ from fedsrd.training.quiet import quiet_libraries
 
 TRUST = "FEDSRD_TRUST_REMOTE_CODE"
 """The environment variable of the machine that loads a model; no recipe and no server can set it (docs/models.md)."""
+_SLOW = 3.0
+"""Seconds after which a hub that answers is slow: transformers' own imports may take the first of them."""
 
 
 def load_base(model_id: str, options: BaseOptions, say: Say = silent) -> tuple[Any, Any]:
@@ -32,7 +35,7 @@ def load_base(model_id: str, options: BaseOptions, say: Say = silent) -> tuple[A
         ModelError: the model cannot be found, reached or read; the device or a library is not there; or the tokenizer
             has no end-of-text token.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     place = pick_device(options.device)
     source = source_of(model_id, say)
@@ -40,21 +43,33 @@ def load_base(model_id: str, options: BaseOptions, say: Say = silent) -> tuple[A
     how: dict[str, Any] = {} if options.attention == "auto" else {"attn_implementation": options.attention}
     if options.quantization == "nf4":
         how |= {"quantization_config": _nf4(dtype), "device_map": {"": place}}
+    tokenizer = load_tokenizer(model_id, options.revision, say)
     with quiet_libraries(), _explained(model_id):
-        trust = trusts(model_id, options.revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=options.revision, trust_remote_code=trust)
         model = AutoModelForCausalLM.from_pretrained(
             # Never a pickle: in a federation, the server names the model.
             source,
-            revision=options.revision,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=trust,
+            revision=options.revision,
+            trust_remote_code=trusts(model_id, options.revision),
+            **_within_reach(source, model_id),
             **how,
         )
-    check_tokenizer(tokenizer, model_id, say)
     read_once(model)
     return model.to(place) if options.quantization == "none" else model, tokenizer
+
+
+def load_tokenizer(model_id: str, revision: str | None = None, say: Say = silent) -> Any:
+    """A base model's tokenizer alone. Arguments and errors as `load_base`."""
+    from transformers import AutoTokenizer
+
+    source = source_of(model_id, say)
+    with quiet_libraries(), _explained(model_id), _telling(source, model_id):
+        trust = trusts(model_id, revision)
+        reach = _within_reach(source, model_id)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust, **reach)
+    check_tokenizer(tokenizer, model_id, say)
+    return tokenizer
 
 
 def read_once(model: Any) -> None:
@@ -89,8 +104,10 @@ def commit_of(model_id: str, revision: str | None = None) -> str | None:
     from transformers import AutoConfig
 
     source = source_of(model_id)
-    with quiet_libraries(), _explained(model_id):
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trusts(model_id, revision))
+    with quiet_libraries(), _explained(model_id), _telling(source, model_id):
+        trust = trusts(model_id, revision)
+        reach = _within_reach(source, model_id)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust, **reach)
     return getattr(config, "_commit_hash", None)
 
 
@@ -101,9 +118,27 @@ def empty_model(model_id: str, revision: str | None = None, say: Say = silent) -
     source = embedded.resolve(model_id, say)
     with quiet_libraries(), _explained(model_id):
         trust = trusts(model_id, revision)
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust)
+        reach = _within_reach(source, model_id)
+        with _telling(source, model_id):
+            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust, **reach)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+
+
+def _within_reach(source: str, model_id: str) -> dict[str, Any]:
+    """What every reader of transformers is told: without a way to the hub, to look into the cache alone."""
+    return {"local_files_only": True} if _is_of_hub(source) and hub.out_of_reach(model_id) else {}
+
+
+def _telling(source: str, model_id: str) -> contextlib.AbstractContextManager[None]:
+    """Says what is waited for, where the hub answers slowly."""
+    if not _is_of_hub(source) or hub.is_offline():
+        return contextlib.nullcontext()
+    return hub.telling(model_id, _SLOW)
+
+
+def _is_of_hub(source: str) -> bool:
+    return not (source.startswith(embedded.PREFIX) or looks_local(source) or os.path.isdir(source))
 
 
 def trusts(model_id: str, revision: str | None = None) -> bool:
@@ -164,11 +199,36 @@ def _explained(model_id: str) -> Iterator[None]:
                 f"{name}: its weights are gated; accept the terms at "
                 f"https://huggingface.co/{model_id}, log in here with `hf auth login`, and run again"
             ) from None
+        if isinstance(error, OSError) and not missing and (unreachable := out_of_reach(model_id)):
+            raise ModelError(f"{name}: cannot be loaded: {unreachable}") from None
         raise ModelError(
             f"{name}{missing}: cannot be loaded as a causal language model: {reason}\n"
-            "Expected a Hugging Face id that this machine can reach, a folder with config.json, or "
-            f"{embedded.PREFIX}{embedded.SMOLLM2}."
+            "Expected a Hugging Face id that this machine can reach (`hf auth login` for a private or gated one), a "
+            f"folder with config.json, or {embedded.PREFIX}{embedded.SMOLLM2}."
         ) from None
+
+
+def out_of_reach(model_id: str) -> str:
+    """Why a model of the hub is not to be had, and what to do, where there is no way to the hub; else ""."""
+    if not _is_of_hub(model_id):
+        return ""
+    if hub.is_offline():
+        reason = "HF_HUB_OFFLINE is set"
+        instead = "; or unset HF_HUB_OFFLINE"
+    else:
+        found = hub.out_of_reach(model_id)
+        if not found:
+            return ""
+        reason = f"{hub.host()} cannot be reached ({found})"
+        instead = (
+            f"; behind a proxy set HTTPS_PROXY; on a slow link set {hub.TIMEOUT}=30; with HF_HUB_OFFLINE=1 nothing is "
+            "asked"
+        )
+    return (
+        f"{reason}, and the model, or a part of it, is not in this machine's cache. Name a folder that has it; or run "
+        f"`hf download {foreign(model_id)}` where there is a network (a gated model: `hf auth login` first) and copy "
+        f"the folder that it prints{instead}"
+    )
 
 
 def _nf4(dtype: torch.dtype) -> Any:
