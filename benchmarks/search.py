@@ -31,7 +31,7 @@ from fedsrd.recipe import parse, read
 from fedsrd.training.batches import collate, response_losses
 from fedsrd.training.sft import LocalTrainer, pad_id
 
-RECIPE = Path("recipes/embedded/main.toml")
+RECIPE = Path("embedded/main")
 BLOCK = 3072
 """Elements under one scale: every tensor of the model has a multiple of these."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedsrd import toml
+from fedsrd import shipped, toml
 from fedsrd.core.server_optimizer import ServerOptimizerOptions
 from fedsrd.errors import RecipeError
 from fedsrd.explain import explain, refuse_unknown, tables
@@ -271,7 +271,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe, or the embedded default when `path` is None, with `key=value` overrides on top.
 
     Args:
-        path: a TOML file.
+        path: a TOML file, or the name of a recipe of the package.
         overrides: such as "training.steps=8" or "clients.0.name=ward"; values are TOML, else text.
 
     Raises:
@@ -295,10 +295,11 @@ def read(path: Path | None, overrides: Sequence[str] = (), depth: int = 0) -> tu
         where = "the embedded recipe"
     else:
         where = str(path)
+        path = shipped.find(path) or path
         try:
             tree = toml.load(path)
         except FileNotFoundError:
-            raise RecipeError(f"{path}: no such file; expected a recipe in TOML") from None
+            raise RecipeError(f"{path}: no such file, nor a recipe that comes with fedsrd; expected TOML") from None
         except ValueError as error:
             raise RecipeError(f"{path}: {error}; expected a recipe in TOML") from None
     tree = _extended(tree, path, depth)

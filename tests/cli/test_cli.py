@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fedsrd.cli import app
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "src" / "fedsrd" / "recipes"
 FEDSRD = [sys.executable, "-m", "fedsrd.cli"]
 
 

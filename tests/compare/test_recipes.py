@@ -10,7 +10,7 @@ from fedsrd.compare import plan
 from fedsrd.errors import RecipeError
 from fedsrd.methods import ServerOptimizerOptions as Optimizer
 
-HERE = Path(__file__).parents[2] / "recipes"
+HERE = Path(__file__).parents[2] / "src" / "fedsrd" / "recipes"
 EXPERIMENTS = {"server-lr", "ablation", "uplink-alpha", "download-sparsity", "fedavg-sparsifiers", "time"}
 
 
@@ -23,7 +23,7 @@ def test_the_papers_experiments_exist_for_the_paper_and_for_two_cores():
     assert comparisons("paper") == EXPERIMENTS | {"main-llama", "main-qwen", "base-llama", "base-qwen"}
 
 
-@pytest.mark.parametrize("file", sorted(HERE.rglob("*.toml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("file", sorted(HERE.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_recipe_is_valid_and_names_what_it_runs(file):
     if file.stem.startswith("base-"):
         assert recipes.load(file).name == f"paper-{file.stem.removeprefix('base-')}"

@@ -100,7 +100,7 @@ def test_recipes(words, text, tmp_path):
     if "random-k" in text:
         return  # tests/methods/test_add_a_method.py has that method
     if "extends" in tree:
-        shutil.copytree(ROOT / "recipes" / "embedded", tmp_path / "recipes")
+        shutil.copytree(ROOT / "src" / "fedsrd" / "recipes" / "embedded", tmp_path / "recipes")
         file = tmp_path / "recipes" / "mine.toml"
         file.write_text(text, encoding="utf-8")
         assert plan.load(file).variants

@@ -13,7 +13,7 @@ from fedsrd.planning.architecture import architecture
 from fedsrd.wire import WireOptions
 
 SECURE = Path(__file__).parents[2] / "benchmarks" / "results" / "embedded-secure.json"
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "src" / "fedsrd" / "recipes"
 STORED = Path(__file__).parents[2] / "benchmarks" / "results" / "embedded-main.json"
 FEEDBACK = json.loads((Path(__file__).parent / "feedback.json").read_text())
 """Bytes a client, round by round, of the comparison in feedback.toml."""

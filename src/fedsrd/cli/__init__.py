@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedsrd import __version__
-from fedsrd.cli import check, compare, data, demo, evaluate, init, inspect, key, plan, report, run, site
+from fedsrd.cli import check, compare, data, demo, evaluate, init, inspect, key, plan, recipes, report, run, site
 from fedsrd.cli.common import app, fail
 from fedsrd.errors import FedSRDError
 from fedsrd.text import foreign
@@ -27,6 +27,7 @@ __all__ = [
     "key",
     "main",
     "plan",
+    "recipes",
     "report",
     "run",
     "site",

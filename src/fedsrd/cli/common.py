@@ -22,7 +22,10 @@ Plugins = Annotated[
     typer.Option("--import", help="A Python file or module with methods of your own; it is executed."),
 ]
 
-ORDER = ("demo", "init", "check", "plan", "run", "compare", "evaluate", "report", "inspect", "data", "key", "site")
+ORDER = (
+    *("demo", "init", "check", "plan", "run", "compare", "evaluate", "report", "inspect"),
+    *("recipes", "data", "key", "site"),
+)
 
 
 class _InOrder(TyperGroup):
