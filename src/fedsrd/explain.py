@@ -41,18 +41,74 @@ def refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> N
 
 
 def explain(error: ValidationError, prefix: str) -> list[str]:
-    """What is wrong with each key, one line each."""
-    lines = []
+    """What is wrong with each key, one line each: what was given, and what is expected, in TOML's words."""
+    found: dict[tuple[str, str], list[str]] = {}
     for problem in error.errors():
-        key = foreign((prefix + ".".join(str(part) for part in problem["loc"])).rstrip("."), 100)
-        if problem["type"] == "missing":
-            lines.append(f"  {key}: missing")
-        else:
-            given = (
-                ""
-                if isinstance(problem["input"], dict | list | BaseModel)
-                else f" = {foreign(repr(problem['input']), 100)}"
-            )
-            place = f"{key}{given}: " if key else ""
-            lines.append(f"  {place}{problem['msg'].removeprefix('Value error, ')}")
+        # pydantic names the kinds of a choice between kinds as if they were keys: "targets", "list[str]".
+        places = [str(part) for part in problem["loc"] if not (isinstance(part, str) and part.endswith("]"))]
+        key = foreign((prefix + ".".join(places)).rstrip("."), 100)
+        said = found.setdefault((key, "" if problem["type"] == "missing" else _given(problem["input"])), [])
+        if (text := in_words(problem)) not in said:
+            said.append(text)
+    lines = []
+    for (key, given), said in found.items():
+        expected = [text.removeprefix(EXPECTED) for text in said if text.startswith(EXPECTED)]
+        others = [text for text in said if not text.startswith(EXPECTED)]
+        texts = [*others, *([EXPECTED + ", or ".join(expected)] if expected else [])]
+        lines.append(f"  {key}{given}: {'; '.join(texts)}" if key else f"  {'; '.join(texts)}")
     return lines
+
+
+EXPECTED = "expected "
+_PLAIN = {
+    "missing": "missing",
+    "extra_forbidden": "unknown key",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+    "int_type": "expected a whole number",
+    "int_parsing": "expected a whole number",
+    "int_parsing_size": "expected a whole number of fewer digits",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "float_parsing": "expected a number",
+    "finite_number": "expected a finite number",
+    "string_type": "expected text",
+    "list_type": "expected a list",
+    "tuple_type": "expected a list",
+    "dict_type": "expected a table",
+    "mapping_type": "expected a table",
+    "model_type": "expected a table",
+    "model_attributes_type": "expected a table",
+    "string_pattern_mismatch": "expected letters, digits, '.', '_' and '-', with a letter or digit first",
+}
+_WITH = {
+    "literal_error": "expected {expected}",
+    "greater_than": "expected more than {gt}",
+    "greater_than_equal": "expected at least {ge}",
+    "less_than": "expected less than {lt}",
+    "less_than_equal": "expected at most {le}",
+    "string_too_short": "expected text of at least {min_length} characters",
+    "string_too_long": "expected text of at most {max_length} characters",
+    "too_short": "expected at least {min_length} entries",
+    "too_long": "expected at most {max_length} entries",
+}
+
+
+def in_words(problem: Any) -> str:
+    """One of a ValidationError's problems: what is expected, in TOML's words."""
+    kind, facts = problem["type"], problem.get("ctx", {})
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if kind in _WITH:
+        text = _WITH[kind].format(**facts).replace("at least 1 entries", "at least one entry")
+        return text.replace("text of at least 1 characters", "text that is not empty")
+    message: str = problem["msg"].removeprefix("Value error, ")
+    return message.replace("Input should be ", EXPECTED)
+
+
+def _given(value: Any) -> str:
+    if isinstance(value, dict | list | BaseModel):
+        return ""
+    if isinstance(value, bool):
+        return f" = {str(value).lower()}"
+    return f" = {foreign(repr(value), 100)}"

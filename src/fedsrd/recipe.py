@@ -272,7 +272,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a TOML file, or the name of a recipe of the package.
-        overrides: such as "training.steps=8" or "clients.0.name=ward"; values are TOML, else text.
+        overrides: such as "training.steps=8" or "clients.0.name=ward"; values are TOML, else text. Another
+            "method.name" takes the options of the recipe's method away (`dropped` names them).
 
     Raises:
         RecipeError: the file is missing or no TOML, a key is unknown (the nearest known one is named), or a value has
@@ -282,6 +283,16 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     if "compare" in tree:
         raise RecipeError(f"{where} has a [compare] table, so it is many runs: fedsrd compare {where}")
     return parse(tree, where)
+
+
+def dropped(path: Path | None, overrides: Sequence[str]) -> list[str]:
+    """The options of the recipe's method that overrides take away, because they name another method. Arguments and
+    errors as `load`.
+    """
+    before, after = (read(path, given)[0].get("method", {}) for given in ((), overrides))
+    if not isinstance(before, dict) or not isinstance(after, dict) or before.get("name") == after.get("name"):
+        return []
+    return [key for key in before if key not in after]
 
 
 def read(path: Path | None, overrides: Sequence[str] = (), depth: int = 0) -> tuple[dict[str, Any], str]:
@@ -303,8 +314,12 @@ def read(path: Path | None, overrides: Sequence[str] = (), depth: int = 0) -> tu
         except ValueError as error:
             raise RecipeError(f"{path}: {error}; expected a recipe in TOML") from None
     tree = _extended(tree, path, depth)
-    for override in overrides:
-        _override(tree, override)
+    changes = [_read_override(override) for override in overrides]
+    # Another method begins with its own defaults, and what --set says of its options counts, in whatever order.
+    for key, value, where_said in sorted(changes, key=lambda change: change[0] != "method.name"):
+        if key == "method.name" and isinstance(tree.get("method"), dict) and tree["method"].get("name") != value:
+            tree["method"] = {}
+        put(tree, key, value, where_said)
     return tree, where
 
 
@@ -365,7 +380,8 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def _read_override(override: str) -> tuple[str, Any, str]:
+    """The key and value of "key=value", and what to call it in messages. Raises RecipeError as `load`."""
     key, equals, raw = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -382,7 +398,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise RecipeError(f"{where}: the value is nested too deeply, or a number of too many digits") from None
     if len(parts) > toml.DEEPEST:
         raise RecipeError(f"{where}: the key has {len(parts)} parts; no recipe is so deep")
-    put(tree, key.strip(), value, where)
+    return key.strip(), value, where
 
 
 def put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:

@@ -33,7 +33,10 @@ def find(path: Path) -> Path | None:
     """The package's recipe that a path names where no such file exists: "embedded/main", with or without ".toml" at its
     end and "recipes/" before it. None where a file is there, or no recipe has that name.
     """
-    if path.exists():
+    try:
+        if path.exists():
+            return None
+    except (OSError, ValueError):  # no path at all: whoever reads it says so
         return None
     name = path.as_posix().removeprefix("recipes/").removesuffix(".toml")
     return FOLDER / f"{name}.toml" if name in names() else None

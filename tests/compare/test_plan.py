@@ -117,7 +117,7 @@ def test_rates_of_the_command_line_replace_the_grid(write):
         ({}, {"chosen": ["fedavg", "fedagv"]}, "no such method. Did you mean 'fedavg'.*Known"),
         ({}, {"chosen": ["fedavg", "fedavg"]}, "fedavg given twice"),
         ({}, {"chosen": ["fedavg"], "seeds": [1, 2, 1]}, "1 given twice"),
-        ({}, {"chosen": ["fedavg"], "seeds": []}, "compare.seeds.*at least 1"),
+        ({}, {"chosen": ["fedavg"], "seeds": []}, "compare.seeds.*at least one entry"),
         ({}, {"chosen": ["fedavg"], "seeds": [-1]}, "compare.seeds.0 = -1"),
         ({"seed": [0]}, {"chosen": ["fedavg"]}, "unknown key 'compare.seed': did you mean 'seeds'"),
         ({"methods": ["fedavg"], "grid": {"training.lr": [1.0]}}, {}, "unknown key 'training.lr'"),

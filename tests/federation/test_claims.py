@@ -97,7 +97,7 @@ def played(lies, tmp_path, **server):
 def test_a_number_of_examples_that_cannot_be_leaves_its_client_out(examples, weighting, tmp_path):
     record, _ = played({"c1": {"examples": examples}}, tmp_path, weighting=weighting)
     assert list(record.rejected) == ["c1"]
-    assert record.rejected["c1"].startswith("what the client says about itself is wrong at examples: Input should be")
+    assert record.rejected["c1"].startswith("what the client says about itself is wrong at examples: expected")
     assert list(record.bytes_up) == ["c0", "c2"]
 
 

@@ -40,7 +40,6 @@ app = typer.Typer(
     name="fedsrd",
     help="Fine-tune LLMs together on data that never leaves its owner.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -27,11 +27,11 @@ from fedsrd.cli.common import console as console_of
 @app.command()
 def compare(
     recipe: Annotated[
-        Path | None, typer.Argument(help="A recipe, with or without [compare]; without one, the embedded default.")
+        Path | None, typer.Argument(help="A recipe, with or without a compare table; without one, the embedded recipe.")
     ] = None,
     chosen: Annotated[
         str | None,
-        typer.Option("--methods", help="Methods or labels, with commas, or all; default: what [compare] lists."),
+        typer.Option("--methods", help="Methods or labels, with commas, or all; default: those of the compare table."),
     ] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", help="With commas, such as 0,1,2.")] = None,
     rates: Annotated[

@@ -39,7 +39,7 @@ def init(
     ] = None,
     gpu: Annotated[bool | None, typer.Option("--gpu/--cpu", help="Where to train; default: what is here.")] = None,
     method: Annotated[str, typer.Option("--method", help="How updates become one.")] = "fedsrd",
-    rounds: Annotated[int, typer.Option("--rounds", min=1, max=10**6)] = 20,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=10**6, help="Of the federation.")] = 20,
     rank: Annotated[int, typer.Option("--rank", min=1, max=10**5, help="The adapter's rank.")] = 16,
     epsilon: Annotated[
         float | None,

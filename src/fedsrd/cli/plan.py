@@ -47,7 +47,12 @@ def plan(
     length: Annotated[
         int | None, typer.Option("--max-length", min=8, max=1 << 20, help="Tokens of each; default: 512.")
     ] = None,
-    checkpointing: Annotated[bool | None, typer.Option("--gradient-checkpointing/--no-gradient-checkpointing")] = None,
+    checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--gradient-checkpointing/--no-gradient-checkpointing", help="Compute activations again: less memory."
+        ),
+    ] = None,
     examples: Annotated[
         int | None,
         typer.Option("--examples", min=1, max=10**9, help="Of the smallest client: what differential privacy costs."),

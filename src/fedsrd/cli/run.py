@@ -57,6 +57,8 @@ def run(
     chosen = folder.stored_recipe() if own and folder is not None else recipes.load(recipe, overrides or [])
     if folder is None:
         folder = RunFolder(Path("runs") / f"{chosen.name}-{now()}")
+    if gone := recipes.dropped(recipe, overrides or []) if not own else []:
+        console.print(f"method.name is {chosen.method['name']} now: the recipe's {', '.join(gone)} fell away")
     about = f"{len(chosen.clients)} clients, {chosen.rounds} rounds, {chosen.model.id}; into {folder.path}"
     console.print(styled("bold", chosen.method["name"], f": {about}"))
     try:

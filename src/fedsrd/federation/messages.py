@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
 
 from fedsrd.errors import PayloadError
+from fedsrd.explain import in_words
 from fedsrd.federation.sums import Terms
 from fedsrd.text import foreign
 
@@ -118,7 +119,7 @@ class Update:
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"])
-            raise PayloadError(f"what the client says about itself is wrong at {where}: {problem['msg']}") from None
+            raise PayloadError(f"what the client says about itself is wrong at {where}: {in_words(problem)}") from None
         claims = {name: getattr(said, name) for name in Claims.model_fields}
         return dataclasses.replace(self, **{**claims, "seconds": said.seconds.told()})
 

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedsrd import toml
 from fedsrd.errors import DataError, PayloadError
+from fedsrd.explain import in_words
 from fedsrd.federation.secure_client import peers_of
 from fedsrd.federation.session import EMBEDDED
 from fedsrd.privacy.options import SitePrivacy
@@ -148,5 +149,5 @@ def _sections(source: str) -> tuple[DataSection, ...]:
     except ValidationError as error:
         problem = error.errors()[0]
         where = foreign(".".join(str(part) for part in ("data", *problem["loc"])), 100)
-        raise DataError(f'{path}: {where}: {problem["msg"]}; expected [data] with source = "PATH"') from None
+        raise DataError(f'{path}: {where}: {in_words(problem)}; expected [data] with source = "PATH"') from None
     return tuple(sections)
