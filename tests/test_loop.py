@@ -234,5 +234,5 @@ def test_a_server_optimizer_is_checked():
         fedsrd.Aggregator(
             small(), method="fedsrd", server="svd", server_optimizer={"name": "sgd", "learning_rate": 1.0}
         )
-    with pytest.raises(RecipeError, match=r"server_optimizer.name = 'sdg': Input should be 'sgd', 'adam'"):
+    with pytest.raises(RecipeError, match=r"server_optimizer.name = 'sdg': expected one of 'sgd', 'adam'"):
         fedsrd.Aggregator(small(), method="fedavg", server_optimizer={"name": "sdg"})

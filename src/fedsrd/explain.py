@@ -54,5 +54,49 @@ def explain(error: ValidationError, prefix: str) -> list[str]:
                 else f" = {foreign(repr(problem['input']), 100)}"
             )
             place = f"{key}{given}: " if key else ""
-            lines.append(f"  {place}{problem['msg'].removeprefix('Value error, ')}")
+            lines.append(f"  {place}{in_words(problem)}")
     return lines
+
+
+_WORDS = {
+    "greater_than": "expected more than {gt}",
+    "greater_than_equal": "expected {ge} or more",
+    "less_than": "expected less than {lt}",
+    "less_than_equal": "expected at most {le}",
+    "finite_number": "expected a finite number",
+    "literal_error": "expected one of {expected}",
+    "string_too_short": "expected at least {min_length} characters",
+    "string_too_long": "expected at most {max_length} characters",
+    "too_short": "expected at least {min_length}, got {actual_length}",
+    "too_long": "expected at most {max_length}, got {actual_length}",
+    "callable_type": "expected a function",
+    "extra_forbidden": "nobody knows this key",
+}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "path": "a path",
+    "list": "a list",
+    "dict": "a table",
+    "model": "a table",
+    "mapping": "a table",
+}
+
+
+def in_words(problem: Mapping[str, Any]) -> str:
+    """What was expected, of one of pydantic's problems; the caller says what was given.
+
+    >>> in_words({"type": "less_than_equal", "ctx": {"le": 1.0}, "msg": "Input should be ..."})
+    'expected at most 1'
+    """
+    kind, context = problem["type"], problem.get("ctx") or {}
+    if kind in _WORDS:
+        numbers = {key: f"{value:g}" if isinstance(value, float) else value for key, value in context.items()}
+        return _WORDS[kind].format(**numbers)
+    first, _, rest = kind.partition("_")
+    if first in _KINDS and rest in ("type", "parsing", "from_float", "parsing_size", "attributes_type"):
+        return f"expected {_KINDS[first]}"
+    message: str = problem["msg"]
+    return message.removeprefix("Value error, ")

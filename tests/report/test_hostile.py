@@ -188,7 +188,7 @@ def test_markup_in_the_place_of_a_number_is_refused(file, where, hostile_run, ho
         node = node[key]
     node[where[-1]] = MARKUP
     path.write_text("\n".join([*lines[:-1], json.dumps(tree)]))
-    with pytest.raises(RunFolderError, match=f"{'.'.join(map(str, where))} = .*valid integer"):
+    with pytest.raises(RunFolderError, match=f"{'.'.join(map(str, where))} = .*expected a whole number"):
         report([path.parent], tmp_path / "hostile.html")
     assert not (tmp_path / "hostile.html").exists()
 

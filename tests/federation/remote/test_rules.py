@@ -155,10 +155,10 @@ def test_rules_that_change_in_between_hold_at_once(state):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[rules]\nrank = 'four'", "rules.rank = 'four': Input should be a valid integer"),
+        ("[rules]\nrank = 'four'", "rules.rank = 'four': expected a whole number"),
         ("[rules]\nrank = true", "rules.rank = True"),
-        ("[rules]\nrank = 0", "greater than or equal to 1"),
-        ("[rules]\nepochs = nan", "finite|greater than 0"),
+        ("[rules]\nrank = 0", "expected 1 or more"),
+        ("[rules]\nepochs = nan", "finite|expected more than 0"),
         ("[rules]\nrnak = 4", "unknown key 'rules.rnak': did you mean 'rank'"),
         ("[rules.tell]\nlos = false", "unknown key 'rules.tell.los': did you mean 'loss'"),
         ("[rules.tell]\nloss = 0", "rules.tell.loss = 0"),
