@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 from grid import ToyGrid
+from own_project import ALONE, nudge, start, toy
 
 from fedsrd.errors import FederationError, RecipeError
 from fedsrd.federation.remote.replica import Replica
@@ -17,7 +18,6 @@ from fedsrd.flower import FedSRD, fedsrd_mod
 from fedsrd.flower.records import HEADER
 from fedsrd.training.models import adapter_tensors
 
-ALONE = {"min_available_nodes": 1, "min_train_nodes": 1, "fraction_evaluate": 0}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "flower"
 
 
@@ -52,39 +52,6 @@ def test_the_example_runs_and_needs_fewer_than_ten_lines_of_us(example, capsys):
     assert all(len(m.content.array_records) <= 1 for m in tasks)
     sizes = [sum(len(a.data) for r in m.content.array_records.values() for a in r.values()) for m in tasks]
     assert max(sizes[2:]) < min(sizes[:2]) / 2
-
-
-def toy(train, tmp_path, count=2):
-    """A grid of clients with this train function behind the mod."""
-    app = ClientApp(mods=[fedsrd_mod])
-    app.train()(train)
-    nodes = [{"partition-id": place, "state": str(tmp_path / "state"), "mine": 1} for place in range(count)]
-    return ToyGrid(app, nodes)
-
-
-def start():
-    """An adapter of two modules, trained already."""
-    noise = torch.Generator().manual_seed(0)
-    shapes = {"a": (6, 5), "b": (4, 7)}
-    return ArrayRecord(
-        {
-            f"base_model.model.{name}.lora_{factor}.weight": torch.randn(shape, generator=noise)
-            for name, (rows, columns) in shapes.items()
-            for factor, shape in (("A", (2, columns)), ("B", (rows, 2)))
-        }
-    )
-
-
-def nudge(message, context):
-    """Trains by a step that follows from the client and the round."""
-    config = message.content["config"]
-    noise = torch.Generator().manual_seed(100 * config["server-round"] + context.node_config["partition-id"])
-    state = message.content["arrays"].to_torch_state_dict()
-    for name, tensor in state.items():
-        if name.rsplit("lora_")[1][0] in config["train-factors"]:
-            tensor += 0.1 * torch.randn(tensor.shape, generator=noise)
-    metrics = MetricRecord({"num-examples": 3 + context.node_config["partition-id"], "train_loss": 1.0})
-    return Message(RecordDict({"arrays": ArrayRecord(state), "metrics": metrics}), reply_to=message)
 
 
 def test_fedavg_through_the_mod_is_the_weighted_mean_of_the_factors(tmp_path):

@@ -10,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from fedsrd import methods
 from fedsrd.errors import RecipeError
 from fedsrd.explain import explain, refuse_unknown, tables
-from fedsrd.methods import Method
+from fedsrd.federation.setup import optimizer_of
+from fedsrd.methods import Method, ServerOptimizer, ServerOptimizerOptions
 from fedsrd.recipe import MOST, Name, PublicKey, WireSection, chosen_method
 from fedsrd.suggest import did_you_mean
 from fedsrd.text import foreign
@@ -115,9 +116,14 @@ def checked(given: Mapping[str, Any]) -> StrategyOptions:
     # Of None, the default.
     asked = {name: value for name, value in given.items() if value is not None}
     try:
-        return StrategyOptions.model_validate(asked)
+        found = StrategyOptions.model_validate(asked)
     except ValidationError as error:
         raise RecipeError("\n".join(["FedSRD's arguments are not valid:", *explain(error, "")])) from None
+    if found.arrayrecord_key == found.configrecord_key:
+        raise RecipeError(
+            f"FedSRD: arrayrecord_key and configrecord_key are both {found.arrayrecord_key!r}; expected two names"
+        )
+    return found
 
 
 def chosen(method: Any, options: Any, named: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,6 +164,16 @@ def method_of_arguments(table: Mapping[str, Any]) -> Method:
     except RecipeError as error:
         raise RecipeError(f"FedSRD: {str(error).strip()}") from None
     return kind(options)
+
+
+def optimizer(method: Method, given: Any) -> ServerOptimizer | None:
+    """The server's optimizer. Raises RecipeError where it is none, or the method makes no step."""
+    if given is not None and not isinstance(given, Mapping | ServerOptimizerOptions):
+        raise RecipeError(
+            f"FedSRD: server_optimizer = {foreign(repr(given), 60)}: expected a dict such as "
+            "{'name': 'adam', 'learning_rate': 0.01}"
+        )
+    return optimizer_of(method, given)
 
 
 def check_start(num_rounds: Any, timeout: Any) -> None:

@@ -65,11 +65,14 @@ def metrics_of(content: RecordDict) -> tuple[int, dict[str, Metric]]:
         said = Claims.model_validate({"examples": found[0].get("num-examples", 0)})
     except ValidationError as error:
         raise PayloadError(f"num-examples: {in_words(dict(error.errors()[0]))}") from None
-    if len(found[0]) > MOST_METRICS:
-        raise PayloadError(f"{len(found[0])} metrics; expected at most {MOST_METRICS}")
-    rest = {foreign(key, 100): value for key, value in found[0].items() if key != "num-examples"}
-    numbers = {key: _metric(value) for key, value in rest.items()}
-    return said.examples or 0, {key: value for key, value in numbers.items() if value is not None}
+    return said.examples or 0, _numbers(found[0])
+
+
+def _numbers(record: MetricRecord) -> dict[str, Metric]:
+    if len(record) > MOST_METRICS:
+        raise PayloadError(f"{len(record)} metrics; expected at most {MOST_METRICS}")
+    found = {foreign(key, 100): _metric(value) for key, value in record.items() if key != "num-examples"}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _metric(value: object) -> Metric | None:
@@ -84,7 +87,7 @@ def _metric(value: object) -> Metric | None:
 def metrics_beside(content: RecordDict) -> dict[str, Metric]:
     """What a client's own training says beside its update; nothing where that cannot be read, for it is only shown."""
     try:
-        return metrics_of(content)[1] if METRICS in content else {}
+        return _numbers(content.metric_records[METRICS]) if METRICS in content.metric_records else {}
     except PayloadError:
         return {}
 

@@ -150,7 +150,10 @@ class Store:
             sweep(self.folder)
 
     def _compare(self, began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        nothing = "nothing"
+        nothing, name = "nothing", "method.name"
+        if began.get(name) != now.get(name):
+            # Another method has other options, which say no more.
+            began, now = {name: began.get(name)}, {name: now.get(name)}
         changed = [
             f"{foreign(name, 100)} was {_shown(began.get(name, nothing))} and is {_shown(now.get(name, nothing))}"
             for name in {**began, **now}

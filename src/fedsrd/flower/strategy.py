@@ -23,7 +23,6 @@ from fedsrd.federation.remote.header import Job, RecordNames
 from fedsrd.federation.remote.identity import unbound_names
 from fedsrd.federation.remote.site import is_simulation
 from fedsrd.federation.server import Server
-from fedsrd.federation.setup import optimizer_of
 from fedsrd.federation.transition import FederationConfig
 from fedsrd.flower import options as arguments
 from fedsrd.flower.arrays import arrays_of, tensors_of
@@ -108,7 +107,7 @@ class FedSRD(Strategy):
         self._chosen = arguments.chosen(method, options, method_options)
         self.method = arguments.method_of_arguments(self._chosen)
         capabilities.check(self.method, capabilities.STRATEGY, f"method = {method!r}")
-        self._optimizer = optimizer_of(self.method, server_optimizer)
+        self._optimizer = arguments.optimizer(self.method, server_optimizer)
         self.options = arguments.checked({name: given[name] for name in arguments.StrategyOptions.model_fields})
         self._names = RecordNames(arrays=arrayrecord_key, config=configrecord_key, weight=weighted_by_key)
         self._store = None if self.options.checkpoint is None else Store(self.options.checkpoint)
