@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedsrd.errors import PayloadError
 from fedsrd.federation.messages import Failure
 from fedsrd.federation.remote import header
-from fedsrd.flower.engine import reason_of
+from fedsrd.flower.records import reason_of
 from fedsrd.text import LIMIT, foreign, printable
 
 ACTS = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -48,7 +48,7 @@ def test_an_honest_text_stays_as_it_is(text):
 
 
 def reply(reason):
-    return SimpleNamespace(error=SimpleNamespace(code=0, reason=reason))
+    return SimpleNamespace(error=SimpleNamespace(code=0, reason=reason), has_error=lambda: True)
 
 
 def said(kind, **fields):

@@ -62,7 +62,9 @@ def explain(error: ValidationError, prefix: str) -> list[str]:
 EXPECTED = "expected "
 _PLAIN = {
     "missing": "missing",
+    "callable_type": "expected a function",
     "extra_forbidden": "unknown key",
+    "path_type": "expected a path",
     "bool_type": "expected true or false",
     "bool_parsing": "expected true or false",
     "int_type": "expected a whole number",
@@ -94,13 +96,18 @@ _WITH = {
 }
 
 
-def in_words(problem: Any) -> str:
-    """One of a ValidationError's problems: what is expected, in TOML's words."""
-    kind, facts = problem["type"], problem.get("ctx", {})
+def in_words(problem: Mapping[str, Any]) -> str:
+    """What was expected, of one of a ValidationError's problems; the caller says what was given.
+
+    >>> in_words({"type": "less_than_equal", "ctx": {"le": 1.0}, "msg": "Input should be ..."})
+    'expected at most 1'
+    """
+    kind, facts = problem["type"], problem.get("ctx") or {}
     if kind in _PLAIN:
         return _PLAIN[kind]
     if kind in _WITH:
-        text = _WITH[kind].format(**facts).replace("at least 1 entries", "at least one entry")
+        numbers = {key: f"{value:g}" if isinstance(value, float) else value for key, value in facts.items()}
+        text = _WITH[kind].format(**numbers).replace("at least 1 entries", "at least one entry")
         return text.replace("text of at least 1 characters", "text that is not empty")
     message: str = problem["msg"].removeprefix("Value error, ")
     return message.replace("Input should be ", EXPECTED)

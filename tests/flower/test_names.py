@@ -7,14 +7,14 @@ import tomli_w
 from grid import ToyGrid
 from toy import TABLE, ToyTrainer, build, config_of
 
-from fedsrd.errors import FederationError
+from fedsrd.errors import FederationError, RecipeError
 from fedsrd.federation.messages import Failure, Update
 from fedsrd.federation.remote import identity
 from fedsrd.federation.remote.header import Job
 from fedsrd.federation.rounds import Rounds
 from fedsrd.federation.server import Server
 from fedsrd.flower.client_app import app as client_app
-from fedsrd.flower.engine import FlowerEngine, unbound_names
+from fedsrd.flower.engine import FlowerEngine
 from fedsrd.flower.records import HEADER, respond
 from fedsrd.flower.server import serve
 from fedsrd.recipe import ParticipationSection
@@ -232,10 +232,10 @@ def test_an_answer_counts_only_from_the_node_that_was_asked(tmp_path):
 
 
 def test_names_that_nothing_binds_are_warned_of():
-    assert unbound_names(["a", "b"], {"a": "x", "b": "y"}) is None
-    assert "first has them: b (" in unbound_names(["a", "b"], {"a": "x"})
-    assert "first has them: all clients (" in unbound_names([], {})
-    assert "c7, ... (" in unbound_names([f"c{place}" for place in range(30)], {})
+    assert identity.unbound_names(["a", "b"], {"a": "x", "b": "y"}) is None
+    assert "first has them: b (" in identity.unbound_names(["a", "b"], {"a": "x"})
+    assert "first has them: all clients (" in identity.unbound_names([], {})
+    assert "c7, ... (" in identity.unbound_names([f"c{place}" for place in range(30)], {})
 
 
 def run(recipe, folder, grid):
@@ -277,14 +277,12 @@ def test_a_run_without_keys_says_so_once(tiny_recipe, tmp_path):
 
 
 def test_the_strategy_takes_keys(keys):
-    from pydantic import ValidationError
-
     from fedsrd.flower import FedSRD
 
     public = keys[1]
-    with pytest.raises(ValidationError, match="the line that `fedsrd key` prints"):
+    with pytest.raises(RecipeError, match="keys.c0 = 'ed25519:x': .*the line that `fedsrd key` prints"):
         FedSRD(keys={"c0": "ed25519:x"})
-    assert FedSRD(keys={"c0": public[0]})._keys == {"c0": public[0]}
+    assert FedSRD(keys={"c0": public[0]}).options.keys == {"c0": public[0]}
 
 
 def test_a_run_is_resumed_with_a_sites_new_key(tiny_recipe, tmp_path, keys):

@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 from grid import ToyGrid
+from own_project import ALONE, nudge, start, toy
 
 from fedsrd.errors import FederationError, RecipeError
 from fedsrd.federation.remote.replica import Replica
@@ -51,39 +52,6 @@ def test_the_example_runs_and_needs_fewer_than_ten_lines_of_us(example, capsys):
     assert all(len(m.content.array_records) <= 1 for m in tasks)
     sizes = [sum(len(a.data) for r in m.content.array_records.values() for a in r.values()) for m in tasks]
     assert max(sizes[2:]) < min(sizes[:2]) / 2
-
-
-def toy(train, tmp_path, count=2):
-    """A grid of clients with this train function behind the mod."""
-    app = ClientApp(mods=[fedsrd_mod])
-    app.train()(train)
-    nodes = [{"partition-id": place, "state": str(tmp_path / "state"), "mine": 1} for place in range(count)]
-    return ToyGrid(app, nodes)
-
-
-def start():
-    """An adapter of two modules, trained already."""
-    noise = torch.Generator().manual_seed(0)
-    shapes = {"a": (6, 5), "b": (4, 7)}
-    return ArrayRecord(
-        {
-            f"base_model.model.{name}.lora_{factor}.weight": torch.randn(shape, generator=noise)
-            for name, (rows, columns) in shapes.items()
-            for factor, shape in (("A", (2, columns)), ("B", (rows, 2)))
-        }
-    )
-
-
-def nudge(message, context):
-    """Trains by a step that follows from the client and the round."""
-    config = message.content["config"]
-    noise = torch.Generator().manual_seed(100 * config["server-round"] + context.node_config["partition-id"])
-    state = message.content["arrays"].to_torch_state_dict()
-    for name, tensor in state.items():
-        if name.rsplit("lora_")[1][0] in config["train-factors"]:
-            tensor += 0.1 * torch.randn(tensor.shape, generator=noise)
-    metrics = MetricRecord({"num-examples": 3 + context.node_config["partition-id"], "train_loss": 1.0})
-    return Message(RecordDict({"arrays": ArrayRecord(state), "metrics": metrics}), reply_to=message)
 
 
 def test_fedavg_through_the_mod_is_the_weighted_mean_of_the_factors(tmp_path):
@@ -135,7 +103,7 @@ def test_what_the_project_tells_its_functions_reaches_them(tmp_path):
         return nudge(message, context)
 
     told = ConfigRecord({"lr": 0.5, "name": "x", "steps": [1, 2], "flag": True, "server-round": 99})
-    FedSRD("fedavg").start(toy(train, tmp_path, 1), start(), num_rounds=1, train_config=told)
+    FedSRD("fedavg", **ALONE).start(toy(train, tmp_path, 1), start(), num_rounds=1, train_config=told)
     expected = {"lr": 0.5, "name": "x", "steps": [1, 2], "flag": True}
     assert seen == [{**expected, "server-round": 1, "train-factors": "BA", "proximal-mu": 0.0}]
     with pytest.raises(RecipeError, match="train_config: 'key' holds bytes"):
@@ -196,17 +164,33 @@ def both(message, context):
     [
         (replaced(metrics=None), "fedsrd", "1 ArrayRecords and 0 MetricRecords"),
         (replaced(metrics=MetricRecord({"loss": 1.0})), "fedsrd", "with num-examples"),
-        (replaced(metrics=MetricRecord({"num-examples": -5})), "fedsrd", "num-examples = -5: .*greater than"),
-        (replaced(metrics=MetricRecord({"num-examples": 10**18})), "fedsrd", "num-examples = 10+: .*less than"),
-        (replaced(metrics=MetricRecord({"num-examples": float("nan")})), "fedsrd", "num-examples = nan: .*finite"),
-        (replaced(metrics=MetricRecord({"num-examples": [3, 4]})), "fedsrd", r"num-examples = \[3, 4\]: .*integer"),
-        (replaced(arrays=ArrayRecord({"x": torch.zeros(2)})), "fedsrd", "differ from the adapter's in name or shape"),
+        (replaced(metrics=MetricRecord({"num-examples": -5})), "fedsrd", "num-examples = -5: expected at least 1"),
+        (
+            replaced(metrics=MetricRecord({"num-examples": 10**18})),
+            "fedsrd",
+            "num-examples = 10+: expected at most 10+",
+        ),
+        (
+            replaced(metrics=MetricRecord({"num-examples": float("nan")})),
+            "fedsrd",
+            "num-examples = nan: expected a finite number",
+        ),
+        (
+            replaced(metrics=MetricRecord({"num-examples": [3, 4]})),
+            "fedsrd",
+            r"num-examples = \[3, 4\]: expected a whole number",
+        ),
+        (
+            replaced(arrays=ArrayRecord({"x": torch.zeros(2)})),
+            "fedsrd",
+            "differ from the adapter's in name: they have 'x', which",
+        ),
         (both, "ffa-lora", "the method does not train a.lora_A.weight, but it has changed"),
     ],
 )
 def test_mistakes_of_a_train_function_are_told_to_the_server(train, method, reason, tmp_path):
     with pytest.raises(FederationError, match=reason):
-        FedSRD(method, attempts=1).start(toy(train, tmp_path, 1), start(), num_rounds=1, timeout=2)
+        FedSRD(method, attempts=1, **ALONE).start(toy(train, tmp_path, 1), start(), num_rounds=1, timeout=2)
 
 
 def test_a_loss_that_is_none_costs_a_client_nothing(tmp_path):
@@ -307,7 +291,7 @@ def test_the_mod_refuses_it_too_whatever_the_server_says(method, reason, tmp_pat
     def nothing(*_):
         pass
 
-    lax = SimpleNamespace(check=nothing, STRATEGY=None, SERVER_OPTIMIZER=None)
+    lax = SimpleNamespace(check=nothing, STRATEGY=None)
     monkeypatch.setattr("fedsrd.flower.strategy.capabilities", lax)
     called = []
 
@@ -316,7 +300,7 @@ def test_the_mod_refuses_it_too_whatever_the_server_says(method, reason, tmp_pat
         return nudge(message, context)
 
     with pytest.raises(FederationError, match=f"{method} {reason}, which a Flower strategy .*Flower app"):
-        FedSRD(method, attempts=1).start(toy(train, tmp_path, 1), start(), num_rounds=1, timeout=2)
+        FedSRD(method, attempts=1, **ALONE).start(toy(train, tmp_path, 1), start(), num_rounds=1, timeout=2)
     assert not called
 
 
@@ -325,8 +309,10 @@ def test_a_server_optimizer_is_refused_where_there_is_no_step():
         FedSRD("fedsrd", options={"server": "svd"}, server_optimizer={"name": "sgd", "learning_rate": 1.0})
 
 
-def test_a_message_that_is_not_ours_passes_the_mod(tmp_path):
-    grid = toy(lambda message, context: Message(RecordDict(), reply_to=message), tmp_path)
-    (name,) = grid.push_messages([Message(RecordDict(), 10, "train")])
+def test_a_message_that_is_not_ours_and_trains_nothing_passes_the_mod(tmp_path):
+    app = ClientApp(mods=[fedsrd_mod])
+    app.query()(lambda message, context: Message(RecordDict(), reply_to=message))
+    grid = ToyGrid(app, [{"partition-id": 0}])
+    (name,) = grid.push_messages([Message(RecordDict(), 10, "query")])
     (reply,) = grid.pull_messages([name])
     assert reply.has_content()

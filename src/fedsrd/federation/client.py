@@ -287,11 +287,13 @@ class Client:
         self.memory = ClientMemory(self.memory.kept, self.memory.round, update[1], job.round)
         # Trainers that promise nothing need not say so.
         spent: Spent | None = getattr(trained, "spent", None)
-        promise = (None, None) if spent is None or not math.isfinite(spent.epsilon) else (spent.epsilon, spent.delta)
+        promised = spent is not None and math.isfinite(spent.epsilon)
+        epsilon, delta = (spent.epsilon, spent.delta) if spent is not None and promised else (None, None)
         # Where it weighs its own update, nobody need know by what.
         hidden = self._config.sum is not None and self._config.sum.examples is not None
         examples = None if hidden else self.trainer.count
-        return Update(self.name, job.round, examples, payload, trained.loss, phases, *promise)
+        metrics = getattr(trained, "metrics", {})
+        return Update(self.name, job.round, examples, payload, trained.loss, phases, epsilon, delta, metrics)
 
     def _context(
         self, round_number: int, summing: transition.Summing | None = None

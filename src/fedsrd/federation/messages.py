@@ -1,8 +1,8 @@
 """What crosses between client and server. Updates are bytes of `wire`; the rest is small and typed."""
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
@@ -97,6 +97,7 @@ class Update:
         seconds: by phase: train, sparsify, encode, as far as told.
         epsilon: what this run has given away of the client's examples, this round included; None: nothing is promised.
         delta: of that epsilon.
+        metrics: what the client's own training code says besides; only shown.
     """
 
     client: str
@@ -107,6 +108,7 @@ class Update:
     seconds: dict[str, float]
     epsilon: float | None = None
     delta: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def checked(self) -> "Update":
         """The same with what the client says about itself read as `Claims`.

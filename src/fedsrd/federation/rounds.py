@@ -132,7 +132,7 @@ class Rounds:
         number = self.server.version + 1
         names = list(self.names())
         good = [name for name, answer in answers.items() if isinstance(answer, Update)]
-        wanted = share(len(names), self.participation.fraction, self.participation.minimum)
+        wanted = self.wanted(len(names))
         purpose = (number,) if attempt == 1 else (number, attempt)
         rest = [name for name in names if name not in good]
         chosen = choose(rest, wanted - len(good), self.seed, *purpose)
@@ -140,6 +140,10 @@ class Rounds:
         for name, task in tasks.items():
             self._count(name, task.sync.size)
         return tasks
+
+    def wanted(self, count: int) -> int:
+        """How many of so many clients are asked in a round."""
+        return share(count, self.participation.fraction, self.participation.minimum)
 
     def close(self, answers: Mapping[str, Update | Failure]) -> Closed:
         """Closes the round with these answers.

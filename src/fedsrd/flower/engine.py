@@ -1,11 +1,10 @@
 """Flower as the carrier of a federation's bytes: who is there, what was asked, what came back, and who is silent."""
 
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -15,21 +14,16 @@ from fedsrd.federation.messages import Broadcast, Failure, Held, Sync, TrainTask
 from fedsrd.federation.remote import header, identity
 from fedsrd.federation.secure_messages import Phase
 from fedsrd.federation.server import Server
-from fedsrd.flower.records import content_of, envelope_of, metrics_of
-from fedsrd.text import foreign
+from fedsrd.flower.records import Metric, content_of, envelope_of, is_ours, metrics_beside, metrics_of, reason_of
+from fedsrd.flower.watch import Watch
 
+Evaluated = tuple[int, dict[str, Metric]]
+"""A client's number of examples, and its metrics."""
 HELLO_SECONDS = 60.0
 """How long the first answer of a new node is waited for."""
 SLOWEST_PAUSE = 1.0
 THEIR_OWN = (1, 2)
 """Flower's error codes of a client app that raised, or could not be loaded; the others are of nodes and messages."""
-
-
-class Watch(Protocol):
-    """Who is told what happens between the server and its clients."""
-
-    def event(self, kind: str, **fields: Any) -> None:
-        """joined, refused, asked, answered, failed, silent, settled; with client, round, bytes, seconds, reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +48,7 @@ class FlowerEngine:
         keys: the public keys of clients by name (`recipe.ClientSection`). Such a name is taken only by a node that
             proves that it holds the other half, and then from any other node; where all of the server's roster have
             keys, nobody else joins.
+        stranger: what to say of a node whose answer to a greeting is none of FedSRD's.
     """
 
     def __init__(
@@ -67,6 +62,7 @@ class FlowerEngine:
         minimum: int,
         watch: Watch,
         keys: Mapping[str, str] | None = None,
+        stranger: str = "",
     ) -> None:
         self._grid = grid
         self._server = server
@@ -76,6 +72,7 @@ class FlowerEngine:
         self._minimum = minimum
         self._watch = watch
         self._keys = dict(keys or {})
+        self._stranger = stranger
         self._closed = bool(self._keys) and set(server.roster) <= self._keys.keys()
         self._nodes: dict[int, Node] = {}
         self._hailed: set[int] = set()
@@ -86,21 +83,44 @@ class FlowerEngine:
     def names(self, *, wait: bool = True) -> list[str]:
         """The clients within reach, in the recipe's order. Waits until there are enough, at most for the deadline."""
         ends = time.monotonic() + (self._deadline if wait else 0.0)
-        pause = 0.05
-        # Who was refused is asked again: the name may be free now, or the site may have mended its key or its data.
-        self._hailed -= self._refused.keys()
+        pause, again = 0.05, True
         while True:
-            online = set(self._grid.get_node_ids())
-            for gone in self._nodes.keys() - online:
-                self._watch.event("left", client=self._nodes.pop(gone).name)
-                # Whom it kept out, or took the name from, may have it now.
-                self._hailed -= self._refused.keys() | self._replaced.pop(gone, set())
-            self._hailed &= online
-            self._hail(sorted(online - self._hailed), min(HELLO_SECONDS, max(ends - time.monotonic(), 1.0)))
-            if len(self._nodes) >= self._minimum or time.monotonic() >= ends:
-                return self._server.in_order(node.name for node in self._nodes.values())
+            found = self.look(min(HELLO_SECONDS, max(ends - time.monotonic(), 1.0)), again=again)
+            if len(found) >= self._minimum or time.monotonic() >= ends:
+                return found
             time.sleep(pause)
-            pause = min(pause * 1.5, SLOWEST_PAUSE)
+            pause, again = min(pause * 1.5, SLOWEST_PAUSE), False
+
+    def look(self, patience: float, *, again: bool) -> list[str]:
+        """The clients within reach now, in the recipe's order: nodes that are new are greeted.
+
+        Args:
+            patience: seconds that an answer to that is waited for.
+            again: whether who was refused is greeted, too: the name may be free now, or the site may have mended its
+                key or its data.
+        """
+        if again:
+            self._hailed -= self._refused.keys()
+        online = set(self._grid.get_node_ids())
+        for gone in self._nodes.keys() - online:
+            self._watch.event("left", client=self._nodes.pop(gone).name)
+            # Whom it kept out, or took the name from, may have it now.
+            self._hailed -= self._refused.keys() | self._replaced.pop(gone, set())
+        self._hailed &= online
+        self._hail(sorted(online - self._hailed), patience)
+        return self._server.in_order(node.name for node in self._nodes.values())
+
+    @property
+    def open(self) -> bool:
+        """Whether nobody needs a key: who is turned away then is no stranger."""
+        return not self._keys
+
+    def turned_away(self) -> list[str]:
+        """Why nodes that are there do not take part; empty where one of them has not answered yet."""
+        online = set(self._grid.get_node_ids())
+        if online - self._hailed:
+            return []
+        return [f"node {id}: {reason}" for id, reason in self._refused.items() if id in online]
 
     def ask(self, tasks: Mapping[str, TrainTask]) -> Iterator[Update | Failure]:
         """Sends the tasks and gives the answers as they come; who is silent at the deadline is a Failure."""
@@ -195,8 +215,17 @@ class FlowerEngine:
         self._reports.append(Held(name, said.held))
         if said.failure is not None:
             return Failure(name, round_number, said.failure, said.lost)
-        times = said.seconds.told()
-        return Update(name, said.round, said.examples, payload, said.loss, times, said.epsilon, said.delta)
+        return Update(
+            name,
+            said.round,
+            said.examples,
+            payload,
+            said.loss,
+            said.seconds.told(),
+            said.epsilon,
+            said.delta,
+            metrics_beside(reply.content),
+        )
 
     def reports(self) -> list[Held]:
         """What clients have said that they hold since this was last asked."""
@@ -233,28 +262,35 @@ class FlowerEngine:
             )
         return found
 
-    def evaluate(self, names: Sequence[str], round_number: int) -> list[tuple[int, dict[str, float]]]:
+    def evaluate(self, names: Sequence[str], round_number: int) -> list[Evaluated]:
         """Has clients evaluate the newest version on their own data; the examples and metrics of those who did."""
+        contents = ((self._id(name), self._evaluation(name, round_number)) for name in names)
+        replies = {self._nodes[id].name: reply for id, reply in self._exchange(contents, self._deadline, "evaluate")}
+        # A sum depends on its order: that of the names, never that of arrival.
+        found = [self.read_evaluation(name, replies.get(name)) for name in names]
+        return [one for one in found if one is not None]
 
-        def contents() -> Iterator[tuple[int, RecordDict]]:
-            for name in names:
-                about, payload = self._order(name, self._server.sync(name))
-                yield self._id(name), content_of(header.pack(header.Evaluate(**about, round=round_number), payload))
+    def evaluation(self, name: str, round_number: int) -> Message:
+        """What `evaluate` sends to a client, for loops that send it themselves."""
+        return Message(self._evaluation(name, round_number), self._id(name), "evaluate", ttl=self._deadline)
 
-        found = []
-        for id, reply in self._exchange(contents(), self._deadline, "evaluate"):
-            name = self._nodes[id].name
-            try:
-                if reply is None or reply.has_error():
-                    raise PayloadError("no answer" if reply is None else reason_of(reply))
-                said, _ = header.unpack(envelope_of(reply.content), header.SyncReply)
-                self._reports.append(Held(name, self._server.version, said.digest))
-                if said.failure is not None:
-                    raise PayloadError(said.failure)
-                found.append(metrics_of(reply.content))
-            except PayloadError as error:
-                self._watch.event("failed", client=name, reason=f"no evaluation: {error}")
-        return found
+    def _evaluation(self, name: str, round_number: int) -> RecordDict:
+        about, payload = self._order(name, self._server.sync(name))
+        return content_of(header.pack(header.Evaluate(**about, round=round_number), payload))
+
+    def read_evaluation(self, name: str, reply: Message | None) -> Evaluated | None:
+        """What a client's evaluation found; None, and the watch is told, where it found nothing."""
+        try:
+            if reply is None or reply.has_error():
+                raise PayloadError("no answer" if reply is None else reason_of(reply))
+            said, _ = header.unpack(envelope_of(reply.content), header.SyncReply)
+            self._reports.append(Held(name, self._server.version, said.digest))
+            if said.failure is not None:
+                raise PayloadError(said.failure)
+            return metrics_of(reply.content)
+        except PayloadError as error:
+            self._watch.event("failed", client=name, reason=f"no evaluation: {error}")
+            return None
 
     def _hail(self, ids: Sequence[int], patience: float) -> None:
         if not ids:
@@ -273,7 +309,7 @@ class FlowerEngine:
                     raise PayloadError(reason_of(reply))
                 present, _ = header.unpack(envelope_of(reply.content), header.HelloReply)
             except PayloadError as error:
-                self._refuse(id, str(error))
+                self._refuse(id, f"{error}{'' if is_ours(reply) else self._stranger}")
                 continue
             reason = self._refusal(id, present, nonces[id])
             if reason is not None:
@@ -360,25 +396,3 @@ class FlowerEngine:
                 pause = min(pause * 1.5, SLOWEST_PAUSE)
         for id in waiting.values():
             yield id, None
-
-
-def unbound_names(roster: Sequence[str], keys: Mapping[str, str]) -> str | None:
-    """A warning of the names that anybody may take; None where there are none."""
-    if keys and set(roster) <= keys.keys():
-        return None
-    names = [name for name in roster if name not in keys]
-    which = ", ".join([*names[:8], *(["..."] if len(names) > 8 else [])]) or "all clients"
-    return (
-        f"no key binds these names to a site, so that whichever SuperNode is first has them: {which} "
-        "(`fedsrd key` makes keys; their public halves go into the recipe)"
-    )
-
-
-def reason_of(reply: Message) -> str:
-    """What an error reply says, without Python's wrapping."""
-    reason = reply.error.reason or f"Flower's error {reply.error.code}"
-    match = re.fullmatch(r"<class '(?P<kind>[\w.]+)'>:<'(?P<text>.*)'>", reason, re.DOTALL)
-    if match is None:
-        return foreign(reason)
-    ours = match["kind"].startswith("fedsrd.")
-    return foreign(match["text"] if ours else f"{match['kind'].rpartition('.')[2]}: {match['text']}")

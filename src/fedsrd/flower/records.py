@@ -3,10 +3,14 @@
 One Array, because Flower sends every one on its own: 448 small ones took ten times as long as one (flwr 1.41).
 """
 
+import re
+from collections.abc import Mapping, Sequence
+
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from pydantic import ValidationError
 
 from fedsrd.errors import PayloadError
+from fedsrd.explain import in_words
 from fedsrd.federation.messages import Claims
 from fedsrd.federation.remote import respond as remote
 from fedsrd.federation.remote.header import Envelope
@@ -16,6 +20,7 @@ HEADER = "fedsrd.header"
 PAYLOADS = "fedsrd.payloads"
 METRICS = "metrics"
 MOST_METRICS = 256
+LONGEST_METRIC = 4096
 LARGEST = 1e300
 """Of a metric: the mean of such numbers is one."""
 
@@ -43,9 +48,12 @@ def envelope_of(content: RecordDict) -> Envelope:
     return Envelope(text, b"" if arrays is None or "bytes" not in arrays else arrays["bytes"].data)
 
 
-def metrics_of(content: RecordDict) -> tuple[int, dict[str, float]]:
-    """What a client's own evaluation found: its number of examples, and the metrics that can be averaged. Lists cannot,
-    nor what is no number.
+Metric = float | list[float]
+
+
+def metrics_of(content: RecordDict) -> tuple[int, dict[str, Metric]]:
+    """What a client's own code found: its number of examples, and the metrics that can be averaged, numbers and lists
+    of them.
 
     Raises:
         PayloadError: there is not one record of them, too many metrics, or its num-examples are none that can be.
@@ -56,12 +64,75 @@ def metrics_of(content: RecordDict) -> tuple[int, dict[str, float]]:
     try:
         said = Claims.model_validate({"examples": found[0].get("num-examples", 0)})
     except ValidationError as error:
-        raise PayloadError(f"num-examples: {error.errors()[0]['msg']}") from None
-    if len(found[0]) > MOST_METRICS:
-        raise PayloadError(f"{len(found[0])} metrics; expected at most {MOST_METRICS}")
-    rest = {foreign(key, 100): value for key, value in found[0].items() if key != "num-examples"}
-    numbers = {key: value for key, value in rest.items() if isinstance(value, int | float) and abs(value) <= LARGEST}
-    return said.examples or 0, {key: float(value) for key, value in numbers.items()}
+        raise PayloadError(f"num-examples: {in_words(dict(error.errors()[0]))}") from None
+    return said.examples or 0, _numbers(found[0])
+
+
+def _numbers(record: MetricRecord) -> dict[str, Metric]:
+    if len(record) > MOST_METRICS:
+        raise PayloadError(f"{len(record)} metrics; expected at most {MOST_METRICS}")
+    found = {foreign(key, 100): _metric(value) for key, value in record.items() if key != "num-examples"}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _metric(value: object) -> Metric | None:
+    if isinstance(value, int | float):
+        return float(value) if abs(value) <= LARGEST else None
+    if not isinstance(value, list) or not 0 < len(value) <= LONGEST_METRIC:
+        return None
+    found = [_metric(one) for one in value]
+    return [one for one in found if isinstance(one, float)] if all(isinstance(one, float) for one in found) else None
+
+
+def metrics_beside(content: RecordDict) -> dict[str, Metric]:
+    """What a client's own training says beside its update; nothing where that cannot be read, for it is only shown."""
+    try:
+        return _numbers(content.metric_records[METRICS]) if METRICS in content.metric_records else {}
+    except PayloadError:
+        return {}
+
+
+def mean(found: Sequence[tuple[Metric, int]]) -> Metric | None:
+    """Of values weighted by their counts, and of lists of one length element by element; None where they are not of one
+    kind. Shares first, so that no product overflows.
+    """
+    lists = [value for value, _ in found if isinstance(value, list)]
+    total = sum(count for _, count in found)
+    if not lists:
+        return sum(value * (count / total) for value, count in found if isinstance(value, float))
+    if len(lists) < len(found) or len({len(value) for value in lists}) > 1:
+        return None
+    return [
+        sum(of) for of in zip(*([one * (n / total) for one in v] for v, n in found if isinstance(v, list)), strict=True)
+    ]
+
+
+def means(found: Sequence[tuple[int, Mapping[str, Metric]]]) -> dict[str, Metric]:
+    """The weighted mean of each metric over the clients that have it; numbers, where others give a list."""
+    told: dict[str, Metric] = {}
+    for key in dict.fromkeys(key for _, metrics in found for key in metrics):
+        values = [(metrics[key], count or 1) for count, metrics in found if key in metrics]
+        numbers = [(value, count) for value, count in values if isinstance(value, float)]
+        value = mean(numbers or values)
+        if value is not None:
+            told[key] = value
+    return told
+
+
+def reason_of(reply: Message) -> str:
+    """What an error reply says, without Python's wrapping."""
+    reason = reply.error.reason or f"Flower's error {reply.error.code}"
+    match = re.fullmatch(r"<class '(?P<kind>[\w.]+)'>:<'(?P<text>.*)'>", reason, re.DOTALL)
+    if match is None:
+        return foreign(reason)
+    return foreign(match["text"] if is_ours(reply) else f"{match['kind'].rpartition('.')[2]}: {match['text']}")
+
+
+def is_ours(reply: Message) -> bool:
+    """Whether a reply, or an error, was made by FedSRD at the other end."""
+    if reply.has_error():
+        return (reply.error.reason or "").startswith("<class 'fedsrd.")
+    return HEADER in reply.content.config_records
 
 
 def respond(message: Message, context: Context, runtime: remote.ClientRuntime) -> Message:

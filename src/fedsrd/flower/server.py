@@ -14,13 +14,14 @@ from fedsrd import recipe as recipes
 from fedsrd.errors import RecipeError
 from fedsrd.federation.driver import Driver
 from fedsrd.federation.remote.header import Job
+from fedsrd.federation.remote.identity import unbound_names
 from fedsrd.federation.remote.log import Log, resident_mib
 from fedsrd.federation.remote.site import is_simulation
 from fedsrd.federation.resume import restore
 from fedsrd.federation.session import EMBEDDED, Assets, Session
 from fedsrd.federation.setup import Prepared, check, clip_of, config_of, method_of, noise_of, server_of, told
 from fedsrd.federation.starting import rounds_of
-from fedsrd.flower.engine import FlowerEngine, unbound_names
+from fedsrd.flower.engine import FlowerEngine
 from fedsrd.methods import Method, capabilities
 from fedsrd.privacy.ledger import kept_secret
 from fedsrd.recipe import Recipe

@@ -9,52 +9,71 @@ Their clients add `fedsrd_mod`. Everything else is the server of every other Fed
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import getLogger
+from os import PathLike
 from typing import Any, Literal
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from pydantic import TypeAdapter
 
 from fedsrd.core.tensors import GlobalState, TensorTable
 from fedsrd.errors import FederationError, RecipeError
 from fedsrd.federation.messages import Update
-from fedsrd.federation.remote.header import Job
+from fedsrd.federation.remote.header import Job, RecordNames
+from fedsrd.federation.remote.identity import unbound_names
 from fedsrd.federation.remote.site import is_simulation
-from fedsrd.federation.rounds import Rounds
-from fedsrd.federation.sampling import choose, share
 from fedsrd.federation.server import Server
-from fedsrd.federation.setup import method_of, optimizer_of
 from fedsrd.federation.transition import FederationConfig
-from fedsrd.flower.engine import FlowerEngine, unbound_names
+from fedsrd.flower import options as arguments
+from fedsrd.flower.arrays import arrays_of, tensors_of
+from fedsrd.flower.engine import Evaluated, FlowerEngine
+from fedsrd.flower.records import METRICS, means
+from fedsrd.flower.rounds import StrategyRounds
+from fedsrd.flower.store import History, Noted, Store, flat, kept
+from fedsrd.flower.watch import LogWatch
 from fedsrd.methods import capabilities
-from fedsrd.recipe import ParticipationSection, PublicKey, WireSection
-from fedsrd.training.models import adapter_tensors, tensors_of_adapter
+from fedsrd.recipe import ParticipationSection, WireSection
 
 LOGGER = getLogger("flwr")
+Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
+STRANGER = " (does its ClientApp have mods=[fedsrd_mod]?)"
+HOOKS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
 
 
 class FedSRD(Strategy):
-    """Sparse updates up, one sparse factor down, in the place of FedAvg. It keeps no checkpoint; FedSRD's own app does.
+    """Sparse updates up, one sparse factor down, in the place of FedAvg, whose arguments it takes by their names.
 
     Args:
         method: any of FedSRD's methods that needs no more of the clients than their factors: "fedsrd", "fedavg", ...
-        options: the method's, as in a recipe's [method] table.
+        options: the method's, as in a recipe's [method] table; or each by its name: `FedSRD(alpha=0.9)`.
         server_optimizer: as a recipe's [server_optimizer] table; None for the method's own, or none.
-        fraction_train: share of the clients that are asked in a round.
+        fraction_train: share of the clients that are asked in a round, rounded down; more than 0.
         fraction_evaluate: share of the clients that evaluate after a round, by an evaluate function of their own.
-        min_train_nodes: fewest usable updates that a round needs, and fewest clients to wait for.
+        min_train_nodes: fewest clients that are asked in a round.
+        min_evaluate_nodes: fewest clients that evaluate after a round.
+        min_available_nodes: fewest clients that a round waits for, as long as it takes; `min_train_nodes`, if more.
+        weighted_by_key: of the clients' MetricRecords: a whole number of 1 or more, by which updates and metrics are
+            weighted.
+        arrayrecord_key: under which the clients' functions find the adapter.
+        configrecord_key: under which they find their config.
+        train_metrics_aggr_fn: makes one MetricRecord of the clients', given RecordDicts that hold a MetricRecord each
+            (no arrays: what travels are sparse updates), and `weighted_by_key`; None for the weighted mean.
+        evaluate_metrics_aggr_fn: the same of their evaluation.
+        min_updates: fewest usable updates with which a round closes; with fewer, clients are asked again.
         weighting: every client alike, or by its number of examples.
         seed: of whatever the method draws, and of who is asked.
-        wire: how payloads are coded (`recipe.WireSection`).
+        wire: how payloads are coded (`recipe.WireSection`, or a dict of its keys).
         norm_bound: leaves out updates whose norm is so many times what is usual (`recipe.ParticipationSection`); 0 for
             no bound.
-        max_share: largest share of one client, where clients count by their examples (there, too).
+        max_share: largest share of one client, where clients count by their examples (there, too); 1 for FedAvg's.
         attempts: how often clients are asked before a round with too few answers ends the run.
         keys: the clients' public keys by name (`fedsrd key`): nobody else joins then, and each name only with its key.
+        checkpoint: a folder of the server's. After each round it holds all that the run needs to go on; a new start
+            with the same arguments goes on after the last complete round, to the same bytes. None: nothing is kept.
 
     Raises:
-        RecipeError: the method, or an option of it, is not one of ours.
+        RecipeError: an argument is unknown, or of a wrong type or range; or the method is not one that a strategy can
+            follow.
     """
 
     def __init__(
@@ -65,40 +84,49 @@ class FedSRD(Strategy):
         server_optimizer: Mapping[str, Any] | None = None,
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
-        min_train_nodes: int = 1,
+        min_train_nodes: int = 2,
+        min_evaluate_nodes: int = 2,
+        min_available_nodes: int = 2,
+        weighted_by_key: str = "num-examples",
+        arrayrecord_key: str = "arrays",
+        configrecord_key: str = "config",
+        train_metrics_aggr_fn: arguments.Aggregate | None = None,
+        evaluate_metrics_aggr_fn: arguments.Aggregate | None = None,
+        min_updates: int = 1,
         weighting: Literal["uniform", "examples"] = "examples",
         seed: int = 0,
-        wire: WireSection | None = None,
+        wire: WireSection | Mapping[str, Any] | None = None,
         norm_bound: float = 10.0,
         max_share: float = 0.5,
         attempts: int = 3,
         keys: Mapping[str, str] | None = None,
+        checkpoint: str | PathLike[str] | None = None,
+        **method_options: Any,
     ) -> None:
-        self._chosen = {"name": method, **(options or {})}
-        self.method = method_of(self._chosen)
+        given = locals()
+        self._chosen = arguments.chosen(method, options, method_options)
+        self.method = arguments.method_of_arguments(self._chosen)
         capabilities.check(self.method, capabilities.STRATEGY, f"method = {method!r}")
-        self._optimizer = optimizer_of(self.method, server_optimizer)
-        self.participation = ParticipationSection(
-            fraction=fraction_train,
-            minimum=min_train_nodes,
-            norm_bound=norm_bound,
-            max_share=max_share,
-            attempts=attempts,
-        )
-        self._fraction_evaluate = fraction_evaluate
-        self._weighting = weighting
-        self._seed = seed
-        self._wire = wire or WireSection()
-        self._keys = {name: TypeAdapter(PublicKey).validate_python(key) for name, key in (keys or {}).items()}
+        self._optimizer = arguments.optimizer(self.method, server_optimizer)
+        self.options = arguments.checked({name: given[name] for name in arguments.StrategyOptions.model_fields})
+        self._names = RecordNames(arrays=arrayrecord_key, config=configrecord_key, weight=weighted_by_key)
+        self._store = None if self.options.checkpoint is None else Store(self.options.checkpoint)
+        self._timeout = 3600.0
+        self._federation = ""
+        self._job: Job | None = None
         self._engine: FlowerEngine | None = None
-        self._rounds: Rounds | None = None
+        self._rounds: StrategyRounds | None = None
+        self._history = History(options={}, rounds=[])
         self._asked: dict[str, int] = {}
 
     def summary(self) -> None:
         """Logs what this is."""
-        asked = self.participation
+        options = self.options
         LOGGER.info("\t├── FedSRD: %s", self._chosen)
-        LOGGER.info("\t└── Train: fraction %.2f, at least %d clients", asked.fraction, asked.minimum)
+        LOGGER.info("\t├── Train: fraction %.2f, at least %d", options.fraction_train, options.min_train_nodes)
+        LOGGER.info("\t├── Evaluate: fraction %.2f, at least %d", options.fraction_evaluate, options.min_evaluate_nodes)
+        LOGGER.info("\t├── Waits for at least %d clients", options.needed)
+        LOGGER.info("\t└── Checkpoint: %s", options.checkpoint or "none")
 
     def start(
         self,
@@ -108,13 +136,15 @@ class FedSRD(Strategy):
         timeout: float = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        evaluate_fn: Evaluate | None = None,
     ) -> Result:
-        """As Flower's, with rounds that close at `timeout` and are repeated where too few answered.
+        """As Flower's, with rounds that close at `timeout` and are repeated where too few answered. A subclass that
+        has hooks of its own (`configure_train`, ...) runs in Flower's loop.
 
         Args:
             grid: Flower's.
-            initial_arrays: the adapter, under the names of PEFT's state dict.
+            initial_arrays: the adapter, float32, under the names of PEFT's state dict. Of a run that goes on from a
+                checkpoint, only its shapes count.
             num_rounds: how many.
             timeout: seconds that a round waits for answers.
             train_config: for the clients' train functions, which get it with what the method says.
@@ -123,31 +153,24 @@ class FedSRD(Strategy):
 
         Raises:
             ModelError: the arrays are not a LoRA adapter's.
-            RecipeError: a config holds bytes.
-            FederationError: a round had too few usable answers in every attempt.
+            RecipeError: a config holds bytes, or the checkpoint is of a run with other arguments.
+            RunFolderError: the checkpoint is damaged, or in use.
+            FederationError: a round had too few usable answers in every attempt, or too few clients can take part.
         """
-        self.prepare(grid, initial_arrays, timeout, train_config, evaluate_config)
-        rounds, _ = self._ready()
-        server = rounds.server
-        self.summary()
-        result = Result()
-        result.arrays = self._arrays(server)
-        _note(result.evaluate_metrics_serverapp, 0, evaluate_fn and evaluate_fn(0, result.arrays))
-        while server.version < num_rounds:
-            done = rounds.one_round()
-            number = server.version
-            result.arrays = self._arrays(server)
-            up = sum(len(update.payload) for update in done.closed.accepted)
-            metrics = self._metrics(done.closed.accepted)
-            LOGGER.info("[ROUND %d/%d] %s", number, num_rounds, metrics)
-            LOGGER.info("\t└──> %d bytes up, %d down", up, sum(done.bytes_down.values()))
-            result.train_metrics_clientapp[number] = metrics
-            if looked := self._evaluated(number):
-                LOGGER.info("\t└──> %s", looked)
-                result.evaluate_metrics_clientapp[number] = looked
-            _note(result.evaluate_metrics_serverapp, number, evaluate_fn and evaluate_fn(number, result.arrays))
-        rounds.finalize()
-        return result
+        arguments.check_start(num_rounds, timeout)
+        if any(getattr(type(self), hook) is not getattr(FedSRD, hook) for hook in HOOKS):
+            if self._store is not None:
+                raise RecipeError("checkpoint with hooks of your own: Flower's loop cannot go on; expected one of them")
+            self._engine, self._timeout = None, timeout
+            return super().start(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
+        try:
+            self.prepare(grid, initial_arrays, timeout, train_config, evaluate_config)
+            self.summary()
+            self._run(num_rounds, evaluate_fn)
+        finally:
+            if self._store is not None:
+                self._store.close()
+        return self._result()
 
     def prepare(
         self,
@@ -157,61 +180,160 @@ class FedSRD(Strategy):
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
     ) -> None:
-        """Makes server and engine for an adapter; `start` does this. Arguments and errors as there."""
-        tensors = {
-            name: tensor.float() for name, tensor in tensors_of_adapter(initial_arrays.to_torch_state_dict()).items()
-        }
+        """Makes server and engine for an adapter, or goes on from the checkpoint; `start` does this. Arguments and
+        errors as there.
+        """
+        options, tensors = self.options, tensors_of(initial_arrays)
         table = TensorTable.of(tensors)
-        job = Job(
+        job = self._job = Job(
             method=self._chosen,
-            seed=self._seed,
-            uplink=self._wire.uplink,
+            seed=options.seed,
+            uplink=options.wire.uplink,
             tensors=list(table.specs),
-            train_config=_settings(train_config, "train_config"),
-            evaluate_config=_settings(evaluate_config, "evaluate_config"),
+            records=self._names,
+            train_config=arguments.settings(train_config, "train_config"),
+            evaluate_config=arguments.settings(evaluate_config, "evaluate_config"),
         )
-        asked = self.participation
         config = FederationConfig(
-            self.method, table, self._seed, self._wire.uplink, self._wire.downlink, self._optimizer
+            self.method, table, options.seed, options.wire.uplink, options.wire.downlink, self._optimizer
         )
         server = Server(
             config,
-            self._weighting,
-            minimum=asked.minimum,
-            norm_bound=asked.norm_bound or None,
-            max_share=asked.max_share,
+            options.weighting,
+            minimum=options.min_updates,
+            norm_bound=options.norm_bound or None,
+            max_share=options.max_share,
         )
-        start = config.start()
-        # What a method replicates besides the model starts at zero.
-        server.restore(GlobalState({**start.tensors, **tensors}))
         server.seeded = False
-        if (unbound := unbound_names([], self._keys)) and not is_simulation():
+        # What a method replicates besides the model starts at zero.
+        self._begin(server, GlobalState({**config.start().tensors, **tensors}), self._identity(job, table))
+        if (unbound := unbound_names([], options.keys)) and not is_simulation():
             LOGGER.warning(unbound)
         self._engine = FlowerEngine(
             grid,
             server,
-            secrets.token_hex(8),
-            lambda _: job,
+            self._federation,
+            lambda _: self._job or job,
             deadline=timeout,
-            minimum=asked.minimum,
-            watch=_Told(),
-            keys=self._keys,
+            minimum=options.needed,
+            watch=LogWatch(),
+            keys=options.keys,
+            stranger=STRANGER,
         )
-        self._rounds = Rounds(server, self._engine, asked, self._seed, LOGGER.warning)
+        asked = ParticipationSection(attempts=options.attempts)
+        self._rounds = StrategyRounds(
+            server=server,
+            engine=self._engine,
+            participation=asked,
+            seed=options.seed,
+            warn=LOGGER.warning,
+            options=options,
+        )
+
+    def _identity(self, job: Job, table: TensorTable) -> dict[str, Any]:
+        """What must be the same when a run goes on: whatever its bytes follow from."""
+        options = self.options
+        names = {"fraction_train", "min_train_nodes", "min_updates", "weighted_by_key", "weighting", "seed", "wire"}
+        optimizer = self._optimizer
+        return flat(
+            {
+                "method": {"name": self.method.name, **self.method.options.model_dump(mode="json")},
+                "server_optimizer": {} if optimizer is None else optimizer.options.model_dump(mode="json"),
+                **options.model_dump(mode="json", include=names | {"norm_bound", "max_share"}),
+                "train_config": job.train_config,
+                "initial_arrays": {spec.name: list(spec.shape) for spec in table.specs},
+            }
+        )
+
+    def _begin(self, server: Server, start: GlobalState, identity: dict[str, Any]) -> None:
+        """Gives the server what the checkpoint holds, or else the start, which the checkpoint then has."""
+        found = None if self._store is None else self._store.open(identity)
+        if found is None:
+            server.restore(start)
+            self._federation = secrets.token_hex(8)
+            self._history = History(options=identity, rounds=[Noted()])
+            self._save(server)
+            return
+        checkpoint, self._history = found
+        server.restore(checkpoint.state, dict(checkpoint.server))
+        server.ledger.restore(checkpoint.missed, checkpoint.known, checkpoint.counted)
+        server.history.restore(checkpoint.norms)
+        self._federation = checkpoint.federation
+        LOGGER.info("Going on after round %d, from %s", server.version, self.options.checkpoint)
+
+    def _save(self, server: Server) -> None:
+        if self._store is not None:
+            self._store.save(server, self._federation, self._history)
+
+    def _run(self, num_rounds: int, evaluate_fn: Evaluate | None) -> None:
+        """All rounds that are left; each is kept once it is complete, and again with what evaluation found."""
+        rounds, _ = self._ready()
+        server, history = rounds.server, self._history
+        if server.version > num_rounds:
+            raise RecipeError(
+                f"num_rounds = {num_rounds}: checkpoint = {str(self.options.checkpoint)!r} has {server.version} rounds "
+                "already; expected as many or more, or another folder"
+            )
+        if history.settled and server.version < num_rounds and self.method.keeps_client_state and is_simulation():
+            LOGGER.warning("simulated clients keep nothing after a run's end: their error feedback starts anew")
+        self._measure(evaluate_fn)
+        while server.version < num_rounds:
+            done = rounds.one_round()
+            metrics = self._train_metrics(done.closed.accepted)
+            LOGGER.info("[ROUND %d/%d] %s", server.version, num_rounds, metrics)
+            LOGGER.info("\t└──> %d bytes up, %d down", sum(done.bytes_up.values()), sum(done.bytes_down.values()))
+            history.rounds.append(Noted(train=dict(metrics)))
+            history.settled = False
+            self._save(server)
+            self._measure(evaluate_fn)
+        if not history.settled:
+            rounds.finalize()
+            history.settled = True
+            self._save(server)
+
+    def _measure(self, evaluate_fn: Evaluate | None) -> None:
+        """Has the newest version evaluated, if that has not been done."""
+        rounds, engine = self._ready()
+        number, noted = rounds.server.version, self._history.rounds[-1]
+        if noted.measured:
+            return
+        if number and (names := rounds.evaluators(number)):
+            noted.clients = kept(self._evaluation_metrics(engine.evaluate(names, number)))
+            rounds.take_reports()
+            LOGGER.info("\t└──> evaluation: %s", noted.clients)
+        if evaluate_fn is not None:
+            noted.server = kept(evaluate_fn(number, arrays_of(rounds.server.model())))
+            LOGGER.info("\t└──> at the server: %s", noted.server)
+        noted.measured = True
+        self._save(rounds.server)
+
+    def _result(self) -> Result:
+        rounds, _ = self._ready()
+        result = Result()
+        result.arrays = arrays_of(rounds.server.model())
+        for number, noted in enumerate(self._history.rounds):
+            if number:
+                result.train_metrics_clientapp[number] = MetricRecord(dict(noted.train))
+            if noted.clients is not None:
+                result.evaluate_metrics_clientapp[number] = MetricRecord(dict(noted.clients))
+            if noted.server is not None:
+                result.evaluate_metrics_serverapp[number] = MetricRecord(dict(noted.server))
+        return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The round's messages, for a loop of one's own. `arrays` and `config` count in the first round only: after it
-        the server has them.
+        """The round's messages, for a loop of one's own. `arrays` count in the first round only: after it the server
+        has them. `config` is the round's.
         """
-        if self._engine is None:
-            self.prepare(grid, arrays, train_config=config)
+        if self._engine is None or self._job is None:
+            self.prepare(grid, arrays, self._timeout, train_config=config)
+        else:
+            self._job = self._job.model_copy(update={"train_config": arguments.settings(config, "train_config")})
         rounds, engine = self._ready()
-        tasks = rounds.tasks(1, {})
-        messages = [engine.message(name, task) for name, task in tasks.items()]
-        self._asked = {name: message.metadata.dst_node_id for name, message in zip(tasks, messages, strict=True)}
-        return messages
+        messages = {name: engine.message(name, task) for name, task in rounds.tasks(1, {}).items()}
+        self._asked = {name: message.metadata.dst_node_id for name, message in messages.items()}
+        return list(messages.values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -228,77 +350,50 @@ class FedSRD(Strategy):
             return None, None
         for failure in closed.rejected:
             LOGGER.warning("round %d: %s is left out: %s", server_round, failure.client, failure.reason)
-        return self._arrays(rounds.server), self._metrics(closed.accepted)
+        return arrays_of(rounds.server.model()), self._train_metrics(closed.accepted)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Nobody: in a loop of one's own, quality is measured at the server (`evaluate_fn`)."""
-        return []
+        """The messages of an evaluation at the clients, for a loop of one's own; what is evaluated is the server's
+        newest version, whatever `arrays` are.
+        """
+        rounds, engine = self._ready()
+        if self._job is not None:
+            self._job = self._job.model_copy(update={"evaluate_config": arguments.settings(config, "evaluate_config")})
+        messages = {name: engine.evaluation(name, server_round) for name in rounds.evaluators(server_round)}
+        self._asked = {name: message.metadata.dst_node_id for name, message in messages.items()}
+        return list(messages.values())
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing."""
-        return None
-
-    def _evaluated(self, number: int) -> MetricRecord | None:
-        """The clients' own metrics, weighted by their examples."""
+        """The clients' metrics; None where nobody had any."""
         rounds, engine = self._ready()
-        names = rounds.names(wait=False)
-        wanted = share(len(names), self._fraction_evaluate, 1) if self._fraction_evaluate else 0
-        found = engine.evaluate(choose(names, wanted, self._seed, number, -1), number) if wanted else []
+        by_node = {reply.metadata.src_node_id: reply for reply in replies}
+        found = [engine.read_evaluation(name, by_node.get(node)) for name, node in self._asked.items()]
         rounds.take_reports()
-        if not found:
-            return None
-        keys = dict.fromkeys(key for _, metrics in found for key in metrics)
-        means = {key: _mean([(metrics[key], count) for count, metrics in found if key in metrics]) for key in keys}
-        return MetricRecord({**means, "num-examples": sum(count for count, _ in found)})
+        return self._evaluation_metrics([one for one in found if one is not None])
 
-    def _ready(self) -> tuple[Rounds, FlowerEngine]:
+    def _ready(self) -> tuple[StrategyRounds, FlowerEngine]:
         if self._rounds is None or self._engine is None:
             raise FederationError("FedSRD.prepare(grid, initial_arrays) must come first; FedSRD.start does it")
         return self._rounds, self._engine
 
-    @staticmethod
-    def _arrays(server: Server) -> ArrayRecord:
-        return ArrayRecord({name: tensor.clone() for name, tensor in adapter_tensors(server.model()).items()})
+    def _evaluation_metrics(self, found: Sequence[Evaluated]) -> MetricRecord | None:
+        """The clients' own metrics, weighted by their examples; None where there are none."""
+        return self._together(found, self.options.evaluate_metrics_aggr_fn) if found else None
 
-    @staticmethod
-    def _metrics(accepted: Iterable[Update]) -> MetricRecord:
+    def _train_metrics(self, accepted: Iterable[Update]) -> MetricRecord:
         updates = list(accepted)
-        told = [(update.loss, update.examples or 1) for update in updates if update.loss is not None]
-        loss = {"train_loss": _mean(told)} if told else {}
-        return MetricRecord(
-            {
-                **loss,
-                "num-examples": sum(update.examples or 0 for update in updates),
-                "uplink-bytes": sum(len(update.payload) for update in updates),
-            }
-        )
+        told = [
+            (update.examples or 0, {**update.metrics, **({} if update.loss is None else {"train_loss": update.loss})})
+            for update in updates
+        ]
+        found = self._together(told, self.options.train_metrics_aggr_fn)
+        return MetricRecord({**found, "uplink-bytes": sum(len(update.payload) for update in updates)})
 
-
-def _settings(config: ConfigRecord | None, what: str) -> dict[str, Any]:
-    found = dict(config or {})
-    for key, value in found.items():
-        values = value if isinstance(value, list) else [value]
-        if any(isinstance(one, bytes) for one in values):
-            raise RecipeError(f"{what}: {key!r} holds bytes; expected numbers, texts, or lists of them")
-    return found
-
-
-class _Told:
-    """An engine's watch that tells Flower's log."""
-
-    def event(self, kind: str, **fields: Any) -> None:
-        told = ", ".join(f"{key} {value}" for key, value in fields.items() if value is not None)
-        LOGGER.info("\t%s: %s", kind, told)
-
-
-def _note(into: dict[int, MetricRecord], number: int, found: MetricRecord | None) -> None:
-    if found is not None:
-        into[number] = found
-
-
-def _mean(found: Sequence[tuple[float, int]]) -> float:
-    """Of values weighted by their counts; shares first, so that no product overflows."""
-    total = sum(count for _, count in found)
-    return sum(value * (count / total) for value, count in found)
+    def _together(self, told: Sequence[Evaluated], function: arguments.Aggregate | None) -> MetricRecord:
+        weight = self._names.weight
+        if function is None:
+            return MetricRecord({**means(told), weight: sum(count for count, _ in told)})
+        contents = [RecordDict({METRICS: MetricRecord({**found, weight: count or 1})}) for count, found in told]
+        return MetricRecord(dict(function(contents, weight)))

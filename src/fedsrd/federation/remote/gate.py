@@ -137,6 +137,8 @@ class Gate:
             self.rules.check_size(len(answer.payload))
         said = self._cut(answer.header, ruled=answer.refused is not None)
         metrics = dict(answer.metrics)
+        if isinstance(answer.header, header.TrainReply) and not (self.rules.tell.metrics and self.rules.tell.loss):
+            metrics = {}  # any of them may be the loss under another name
         if "num-examples" in metrics and not self.rules.tell.examples:
             metrics["num-examples"] = 1
         reply = Reply(header.pack(said, answer.payload), metrics)

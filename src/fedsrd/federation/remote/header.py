@@ -54,6 +54,14 @@ class Header(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class RecordNames(Header):
+    """What a project's own functions find their arrays and config under, and what weighs their metrics."""
+
+    arrays: Annotated[str, Field(min_length=1, max_length=100)] = "arrays"
+    config: Annotated[str, Field(min_length=1, max_length=100)] = "config"
+    weight: Annotated[str, Field(min_length=1, max_length=100)] = "num-examples"
+
+
 class StartHeader(Header):
     """Of a `Start`."""
 
@@ -117,6 +125,7 @@ class Job(Header):
         recipe: the tables model, lora, training and privacy, and the rounds; None where the client's own code trains.
         data: where the recipe says that its data is; a site's own setting goes first (`site`).
         tensors: name, shape and role of each trained tensor, where the client's own code trains.
+        records: what such code calls its records and its number of examples.
         train_config: what the server's project tells such a train function, besides.
         evaluate_config: likewise its evaluate function.
     """
@@ -132,6 +141,7 @@ class Job(Header):
     recipe: dict[str, Any] | None = None
     data: list[DataSection] = []
     tensors: Annotated[list[TensorSpec], AfterValidator(_table)] = []
+    records: RecordNames = RecordNames()
     train_config: Settings = {}
     evaluate_config: Settings = {}
 

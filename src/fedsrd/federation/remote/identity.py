@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,3 +135,15 @@ def _needed() -> None:
         import cryptography  # noqa: F401
     except ModuleNotFoundError:
         raise IdentityError('keys need the package cryptography: pip install "fedsrd[flower]"') from None
+
+
+def unbound_names(roster: Sequence[str], keys: Mapping[str, str]) -> str | None:
+    """A warning of the names that anybody may take; None where there are none."""
+    if keys and set(roster) <= keys.keys():
+        return None
+    names = [name for name in roster if name not in keys]
+    which = ", ".join([*names[:8], *(["..."] if len(names) > 8 else [])]) or "all clients"
+    return (
+        f"no key binds these names to a site, so that whichever SuperNode is first has them: {which} "
+        "(`fedsrd key` makes keys; their public halves go into the recipe)"
+    )

@@ -158,7 +158,7 @@ def _train(message: Envelope, settings: Mapping[str, Any], runtime: ClientRuntim
         delta=answer.delta,
         masked=order.inbox > 0,
     )
-    return Answer(said, answer.payload)
+    return Answer(said, answer.payload, answer.metrics)
 
 
 def _trained(

@@ -37,7 +37,7 @@ class Tell(_Section):
         examples: how many training examples it has. Not told, it can be in no run with weighting = "examples".
         loss: its mean training loss.
         seconds: how long its phases took.
-        metrics: what its own evaluation finds; not told, it does not evaluate.
+        metrics: what its own code says of evaluation and training (there, with `loss`); not told, it does not evaluate.
         reasons: why something failed here. A rule that was broken is always named.
     """
 
