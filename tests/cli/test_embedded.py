@@ -17,6 +17,7 @@ SHORT = [
     "training.max_length=64",
     "evaluation.examples=2",
     "evaluation.benchmark_examples=2",
+    'evaluation.benchmarks=["humaneval-nll", "math-exact", "medmcqa", "logiqa", "tort-law"]',
 ]
 
 
@@ -52,3 +53,36 @@ def test_four_specialists_train_one_real_model(tmp_path):
     merged = model.merge_and_unload()
     written = merged.generate(**ids, max_new_tokens=8, do_sample=False)
     assert tokenizer.decode(written[0, ids["input_ids"].shape[1] :]).strip()
+
+
+@pytest.mark.embedded
+def test_the_demo_ends_with_what_it_shows(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from fedsrd import shipped
+    from fedsrd.cli import app
+
+    text = shipped.text("demo")
+    for long, short in (
+        ("rounds = 8", "rounds = 1"),
+        ("steps = 4", "steps = 1"),
+        ("\nexamples = 24", "\nexamples = 2"),
+        ("benchmark_examples = 24", "benchmark_examples = 2"),
+    ):
+        assert long in text
+        text = text.replace(long, short)
+    (tmp_path / "demo.toml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["demo", "--out", str(out)], catch_exceptions=False, env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    lines = done.output.rstrip().splitlines()
+    assert lines[-1] == f"Report: {out}/report.html"
+    assert (out / "report.html").is_file()
+    for shown in ("round 1/1", "FedAvg", "FedSRD", "alone", "times as much", "cardiovascular"):
+        assert shown in done.output
+    assert max(map(len, lines[:-1])) <= 80
+    again = CliRunner().invoke(app, ["demo", "--out", str(out)])
+    assert again.exit_code == 4
+    assert "continue it with --resume" in again.output
+    assert CliRunner().invoke(app, ["demo", "--resume", "--out", str(out), "--quiet"]).exit_code == 0

@@ -1,7 +1,6 @@
 """fedsrd demo: what a newcomer sees first. FedAvg and FedSRD on the same data, and one client alone."""
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Four clinics fine-tune one real LLM together, on this machine's CPU: FedSRD beside FedAvg, in four minutes."""
+    from fedsrd import shipped
     from fedsrd.compare import plan
     from fedsrd.report.terminal import now
 
@@ -29,8 +29,7 @@ def demo(
         check_out(out)
     folder = out or Path("comparisons") / f"demo-{now()}"
     console = console_of(as_json, quiet)
-    with resources.as_file(resources.files("fedsrd") / "recipes" / "demo.toml") as file:
-        comparison = plan.load(file)
+    comparison = plan.load(shipped.FOLDER / "demo.toml")
     try:
         results, report = _demo(console, comparison, folder, resume)
     except KeyboardInterrupt:

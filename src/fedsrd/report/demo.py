@@ -111,9 +111,11 @@ def answers_table(said: Mapping[str, Mapping[str, Sequence[Sample]]]) -> Table:
     """The first held-out finding of each clinic, and what each model answers to it."""
     table = _table("Answers to held-out findings")
     shown = {label: samples for label, samples in said.items() if label != ALONE}
-    table.add_column("finding", width=22)
+    table.add_column("finding", width=20)
     for head in ("right", *shown):
-        table.add_column(head, overflow="ellipsis", no_wrap=True, max_width=11 if head == BASE else 15)
+        table.add_column(
+            head, overflow="ellipsis", no_wrap=True, max_width=11 if head == BASE else 15 - (head in shown)
+        )
     asked = next(iter(shown.values()), {})
     for name, samples in asked.items():
         for place, sample in enumerate(samples):
