@@ -61,9 +61,62 @@ def test_columns_templates_inputs_and_messages(tmp_path):
         {"role": "assistant", "content": "ciao"},
     ]
     path = jsonl(tmp_path / "m.jsonl", [{"chat": turns[:2]}, {"chat": turns}])
-    short, long = load(path, {"messages": "chat"})
-    assert short == Example("hi", "hello")
-    assert long == Example("user: hi\n\nassistant: hello\n\nuser: bye", "ciao")
+    short, first, second = load(path, {"messages": "chat"})
+    assert short == first == Example("hi", "hello")
+    before = (("user", "hi"), ("assistant", "hello"), ("user", "bye"))
+    assert second == Example("user: hi\n\nassistant: hello\n\nuser: bye", "ciao", turns=before)
+
+
+def test_conversations_are_recognised_in_both_ways_of_writing_them(tmp_path):
+    from datasets import Dataset
+
+    openai = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
+    openai += [{"role": "assistant", "content": "hello"}]
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    sharegpt = [{"from": names[turn["role"]], "value": turn["content"]} for turn in openai]
+    wanted = Example("system: be kind\n\nuser: hi", "hello", turns=(("system", "be kind"), ("user", "hi")))
+    assert load(jsonl(tmp_path / "o.jsonl", [{"messages": openai, "id": 3}])) == [wanted]
+    assert load(jsonl(tmp_path / "s.jsonl", [{"conversations": sharegpt}])) == [wanted]
+    (tmp_path / "s.json").write_text(json.dumps([{"conversations": sharegpt}]), encoding="utf-8")
+    assert load(tmp_path / "s.json") == [wanted]
+    Dataset.from_list([{"messages": openai}]).to_parquet(tmp_path / "p.parquet")
+    assert load(tmp_path / "p.parquet") == [wanted]
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    (found,) = load(jsonl(tmp_path / "t.jsonl", [{"messages": openai, "tools": tools}]))
+    assert found.tools == tuple(tools)
+    # An instruction beside it decides; two kinds of conversations are not guessed between.
+    path = jsonl(tmp_path / "both.jsonl", [{"messages": openai, "instruction": "a", "response": "b"}])
+    assert load(path) == [Example("a", "b")]
+    with pytest.raises(DataError, match="no column 'instruction'"):
+        load(jsonl(tmp_path / "two.jsonl", [{"messages": openai, "conversations": sharegpt}]))
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([{"role": "user", "content": "SECRET"}], "no turn of an assistant that answers another"),
+        ([{"role": "assistant", "content": "SECRET"}], "no turn of an assistant that answers another"),
+        ([{"role": "SECRET", "content": "a"}, {"role": "assistant", "content": "b"}], "is no role that is known"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [{"SECRET": 1}]}],
+            r"messages.1 calls tools",
+        ),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "'messages.1.content' is null"),
+        ([{"from": "human"}, {"from": "gpt", "value": "b"}], "'messages.0.value' is null"),
+        ("SECRET", "expected a list of turns"),
+    ],
+)
+def test_what_is_no_conversation_is_told_without_its_contents(tmp_path, turns, message):
+    with pytest.raises(DataError, match=message) as caught:
+        load(jsonl(tmp_path / "m.jsonl", [{"messages": turns}]))
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_split_of_files_is_refused(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"instruction": "a", "response": "b"}])
+    for source in (path, tmp_path):
+        with pytest.raises(DataError, match=r"split = 'test': .* has no splits"):
+            load_local(str(source), split="test", columns={}, template=None)
 
 
 def write(path, content):

@@ -1,11 +1,14 @@
 """Prompts and the cut to a length."""
 
+import copy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsrd.data.examples import Example
 from fedsrd.data.prompt import encode, format_prompt
+from fedsrd.data.rows import Form
 from fedsrd.errors import DataError
 
 
@@ -49,3 +52,50 @@ def test_lengths_ends_and_cuts(tokenizer, instruction, response, length):
 def test_too_short_a_length(tokenizer):
     with pytest.raises(ValueError, match="expected 8 or more"):
         encode(Example("a", "b"), "plain", tokenizer, 7)
+
+
+MARKED = (
+    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ message.content }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""ChatML that marks what the assistant says, as TRL asks of a template for its loss on the assistant's turns alone."""
+SAID = st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=1, max_size=20).filter(str.strip)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    system=st.none() | SAID,
+    said=st.lists(st.tuples(SAID, SAID), min_size=1, max_size=4),
+    tools=st.sampled_from([None, [{"type": "function", "function": {"name": "weather"}}]]),
+)
+def test_answers_of_a_conversation_are_the_tokens_that_the_templates_own_marks_say(tokenizer, system, said, tools):
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    for asked, answered in said:
+        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    marked = copy.deepcopy(tokenizer)
+    marked.chat_template = MARKED
+    marked.eos_token = "<|im_end|>"
+    whole = marked.apply_chat_template(turns, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+    ids, wanted = list(whole["input_ids"]), list(whole["assistant_masks"])
+    trained = [0] * len(ids)
+    examples = Form({"messages": "m"}).examples({"m": turns, "tools": tools})
+    assert len(examples) == len(said)
+    for example in examples:
+        encoded = encode(example, "chat", marked, 10_000)
+        together = [*encoded.prompt, *encoded.response]
+        assert together == ids[: len(together)]
+        for place in range(len(encoded.prompt), len(together)):
+            trained[place] = 1
+    assert trained == wanted
+
+
+def test_a_template_that_takes_no_system_turn_is_told(tokenizer):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}x"
+    example = Example("system: a\n\nuser: b", "c", turns=(("system", "a"), ("user", "b")))
+    with pytest.raises(DataError, match=r"refuses a conversation \(system, user\): no system role"):
+        format_prompt(example, "chat", strict)
+    assert format_prompt(example, "plain", strict) == "system: a\n\nuser: b\n"

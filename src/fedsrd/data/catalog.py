@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -217,6 +217,11 @@ def describe(say: Say = silent) -> list[dict[str, Any]]:
     return rows
 
 
+def _kept(example: Example) -> dict[str, str]:
+    """An embedded example is one question and its answer; it has no turns."""
+    return {"instruction": example.instruction, "response": example.response, "group": example.group}
+
+
 def _folder(entry: DataSet) -> Path:
     return cache_dir() / "data" / f"{entry.name}-{entry.version}-{_PARSER}"
 
@@ -230,7 +235,7 @@ def _parse(entry: DataSet, folder: Path, say: Say) -> None:
         with scratch_folder(folder) as scratch:
             for split, part in (("train", train), ("test", test)):
                 made = scratch / f"{split}.jsonl"
-                text = "".join(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in part)
+                text = "".join(json.dumps(_kept(example), ensure_ascii=False) + "\n" for example in part)
                 made.write_text(text, encoding="utf-8")
                 # Whole files only; another process that is at it too writes the same ones.
                 os.replace(made, folder / made.name)

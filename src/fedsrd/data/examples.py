@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fedsrd import rng
 
@@ -22,11 +22,17 @@ class Example:
         instruction: what the model is asked.
         response: what it should answer.
         group: the unit that must not straddle train and test (a module, a product, a template); "" for none.
+        turns: of a conversation, everything before the response as pairs of role ("system", "user", "assistant",
+            "tool") and text, for the model's chat template; `instruction` is the same as one text. Empty where the
+            instruction is a user's one turn.
+        tools: that the model may call, as the chat template takes them.
     """
 
     instruction: str
     response: str
     group: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
+    tools: tuple[Any, ...] = ()
 
 
 def split_examples(examples: Sequence[Example], test_fraction: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -24,7 +24,7 @@ def load_local(
 
     Args:
         source: a path, or a Hugging Face id ("org/name", or "org/name:config").
-        split: of a hub data set or a folder that has splits; a file has one part only and this is not looked at.
+        split: of a hub data set or a folder that has splits; a file has no parts, and only "train" stands for it.
         columns: as `rows.Form`.
         template: as `rows.Form`.
         limit: take the first this many.
@@ -51,20 +51,30 @@ def check_local(source: str, *, split: str = "train", columns: Mapping[str, str]
 
 def _examples(source: str, split: str, form: Form) -> Iterator[Example]:
     form.check(source)
+    form = _recognised(source, split, form)
     unfit: list[Row] = []
     first = ""
     for row in _rows(source, split, form):
         try:
-            example = form.example(row.values)
+            examples = form.examples(row.values)
         except UnfitError as error:
             # All of them are looked at, so that they can be mended at once.
             first = first or f"{row.place}: {error}"
             unfit.append(row)
             continue
         if not unfit:
-            yield example
+            yield from examples
     if unfit:
         raise DataError(f"{first}{_count(unfit)}")
+
+
+def _recognised(source: str, split: str, form: Form) -> Form:
+    if form.columns or form.template is not None:
+        return form
+    try:
+        return form.fitting(list(first_row(source, split)))
+    except DataError:  # reading it whole says what is wrong, with more to go by
+        return form
 
 
 def _count(unfit: Sequence[Row]) -> str:
@@ -94,8 +104,18 @@ def _rows(source: str, split: str, form: Form) -> Iterator[Row]:
     elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         yield from _of_table(_from_disk(path, split), form, str(path))
     else:
+        _refuse_split(path, split)
         for file in _files(path):
             yield from read_file(file, form.needed, form.optional)
+
+
+def _refuse_split(path: Path, split: str) -> None:
+    """Files have no parts. Raises DataError for another than "train", which stands for all of them."""
+    if split != "train":
+        raise DataError(
+            f"split = {split[:80]!r}: {path} has no splits, so that it would be read whole; name the file of that "
+            "part, a folder that `save_to_disk` wrote, or leave split out"
+        )
 
 
 def _files(path: Path) -> list[Path]:
@@ -192,5 +212,6 @@ def first_row(source: str, split: str = "train") -> dict[str, Any]:
         for row in table.with_format(None):
             return dict(row)
         raise DataError(f"{source} has no examples; expected at least one")
+    _refuse_split(path, split)
     file = _files(path)[0]
     return dict(next(read_file(file, (), columns_of(file))).values)

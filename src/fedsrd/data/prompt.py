@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jinja2.exceptions import TemplateError
+
 from fedsrd.data.examples import Example
 from fedsrd.errors import DataError
+from fedsrd.text import foreign
 
 Style = Literal["chat", "alpaca", "plain"]
 
@@ -28,17 +31,20 @@ class Encoded:
     response: list[int]
 
 
-def format_prompt(instruction: str, style: Style, tokenizer: Any) -> str:
+def format_prompt(asked: str | Example, style: Style, tokenizer: Any) -> str:
     """The text before the response.
 
     Args:
-        instruction: what is asked.
+        asked: an instruction, or an example whose response is to come. Of a conversation the chat template writes every
+            turn, and the tools; other styles have it as one text ("user: ...").
         style: "chat" for the tokenizer's own chat template, "alpaca", or "plain" (the instruction and a new line).
         tokenizer: a transformers tokenizer.
 
     Raises:
-        DataError: style "chat" and the tokenizer has no chat template.
+        DataError: style "chat" and the tokenizer has no chat template, or it refuses the conversation.
     """
+    example = Example(asked, "") if isinstance(asked, str) else asked
+    instruction = example.instruction
     if style == "alpaca":
         return _ALPACA.format(instruction=instruction)
     if style == "plain":
@@ -47,13 +53,21 @@ def format_prompt(instruction: str, style: Style, tokenizer: Any) -> str:
         raise DataError(
             'training.prompt = "chat": this model\'s tokenizer has no chat template; use "alpaca" or "plain"'
         )
-    turns = [{"role": "user", "content": instruction}]
-    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    turns = [{"role": role, "content": text} for role, text in example.turns or (("user", instruction),)]
+    more = {"tools": list(example.tools)} if example.tools else {}
+    try:
+        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **more))
+    except (TemplateError, TypeError) as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise DataError(
+            f"the model's chat template refuses a conversation ({roles}): {foreign(error)}; leave such rows out, or "
+            'set training.prompt to "alpaca" or "plain"'
+        ) from None
 
 
-def prompt_ids(instruction: str, style: Style, tokenizer: Any) -> list[int]:
+def prompt_ids(asked: str | Example, style: Style, tokenizer: Any) -> list[int]:
     """Token ids of the text before the response, whole. Arguments and errors as `format_prompt`."""
-    return _ids(format_prompt(instruction, style, tokenizer), tokenizer)
+    return _ids(format_prompt(asked, style, tokenizer), tokenizer)
 
 
 def encode(example: Example, style: Style, tokenizer: Any, max_length: int) -> Encoded:
@@ -69,7 +83,7 @@ def encode(example: Example, style: Style, tokenizer: Any, max_length: int) -> E
     """
     if max_length < 8:
         raise ValueError(f"max_length {max_length}: expected 8 or more tokens")
-    prompt = prompt_ids(example.instruction, style, tokenizer)
+    prompt = prompt_ids(example, style, tokenizer)
     response = [*_ids(example.response, tokenizer), tokenizer.eos_token_id]
     room = max(max_length - len(prompt), max_length // 2)
     response = response[:room]

@@ -1,11 +1,12 @@
 """How a row becomes an example: which columns, which template, which turn of a conversation. Never by guessing."""
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fedsrd.data import conversation
 from fedsrd.data.examples import Example
 from fedsrd.errors import DataError
 
@@ -22,8 +23,7 @@ class Form:
 
     Attributes:
         columns: which columns are "instruction", "input" (appended to the instruction, may be blank) and "response"; or
-            "messages" (a list of {"role", "content"}: the last assistant turn is the response). By default their own
-            names.
+            "messages" (a conversation: every turn of the assistant is a response). By default their own names.
         template: the instruction as text with columns in braces, such as "{question} {context}".
     """
 
@@ -68,16 +68,31 @@ class Form:
     @property
     def optional(self) -> list[str]:
         """Columns that are taken where they are there."""
-        return [] if "messages" in self.columns or self.template is not None else [*self._more]
+        if "messages" in self.columns:
+            return [conversation.TOOLS]
+        return [] if self.template is not None else [*self._more]
 
-    def example(self, row: Mapping[str, Any]) -> Example:
-        """A row that has the needed columns as an example.
+    def fitting(self, existing: Sequence[str]) -> "Form":
+        """The form of a data set with these columns: where nothing was said of them, and there is a column of
+        conversations and none of instructions, that one; else this form.
+        """
+        found = [name for name in conversation.COLUMNS if name in existing]
+        if self.columns or self.template is not None or "instruction" in existing or len(found) != 1:
+            return self
+        return Form({"messages": found[0]})
+
+    def examples(self, row: Mapping[str, Any]) -> list[Example]:
+        """A row that has the needed columns as an example, or a conversation as one for each of its answers.
 
         Raises:
             UnfitError: instruction or response is null, blank or no text, or the conversation has no answer.
         """
-        if "messages" in self.columns:
-            return _of_messages(row[self.columns["messages"]], self.columns["messages"])
+        if "messages" not in self.columns:
+            return [self._example(row)]
+        column, tools = self.columns["messages"], row.get(conversation.TOOLS)
+        return conversation.examples(row[column], tools, column, _text, UnfitError, _kind)
+
+    def _example(self, row: Mapping[str, Any]) -> Example:
         response = _text(row[self._column("response")], self._column("response"))
         if self.template is not None:
             whole = "".join(text + ("" if name is None else _filled(row[name])) for text, name in self._parts)
@@ -104,23 +119,6 @@ class Form:
         """
         parts = string.Formatter().parse(self.template or "")
         return [(text, f"{field}!:" if spec or conversion else field) for text, field, spec, conversion in parts]
-
-
-def _of_messages(turns: Any, column: str) -> Example:
-    if not isinstance(turns, list):
-        raise UnfitError(f"{column!r} is {_kind(turns)}; expected a list of turns")
-    texts = []
-    for place, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise UnfitError(f"{column!r}, turn {place}, is {_kind(turn)}; expected role and content")
-        where = f"{column}.{place}"
-        texts.append((_text(turn.get("role"), f"{where}.role"), _text(turn.get("content"), f"{where}.content")))
-    last = max((place for place, (role, _) in enumerate(texts) if role == "assistant"), default=0)
-    if last == 0:
-        raise UnfitError(f"{column!r} has no turn of an assistant that answers another")
-    before = texts[:last]
-    asked = before[0][1] if last == 1 else "\n\n".join(f"{role}: {content}" for role, content in before)
-    return Example(asked, texts[last][1])
 
 
 def _filled(value: Any) -> str:

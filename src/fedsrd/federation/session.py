@@ -212,7 +212,7 @@ class Session:
         self.adapted.set_tensors(tensors, base)
         tokenizer, style = self.adapted.tokenizer, self.recipe.training.prompt
         flat = [(name, example) for name, examples in self._asked.items() for example in examples]
-        prompts = [prompt_ids(example.instruction, style, tokenizer) for _, example in flat]
+        prompts = [prompt_ids(example, style, tokenizer) for _, example in flat]
         answers = exact.generate(self.adapted, prompts, SAMPLE_TOKENS, len(prompts))
         found: dict[str, list[dict[str, str]]] = {}
         for (name, example), answer in zip(flat, answers, strict=True):

@@ -118,7 +118,7 @@ def columns_for(row: Mapping[str, Any]) -> dict[str, str] | None:
 def _fits(columns: Mapping[str, str], row: Mapping[str, Any]) -> bool:
     form = Form(columns)
     try:
-        form.example(row)
+        form.examples(row)
     except (UnfitError, KeyError):
         return False
     return True
