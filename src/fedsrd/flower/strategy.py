@@ -298,9 +298,10 @@ class FedSRD(Strategy):
         if noted.measured:
             return
         if number and (names := rounds.evaluators(number)):
+            down = sum(rounds.server.sync(name).size for name in names)
             noted.clients = kept(self._evaluation_metrics(engine.evaluate(names, number)))
             rounds.take_reports()
-            LOGGER.info("\t└──> evaluation: %s", noted.clients)
+            LOGGER.info("\t└──> %d bytes down to evaluate: %s", down, noted.clients)
         if evaluate_fn is not None:
             noted.server = kept(evaluate_fn(number, arrays_of(rounds.server.model())))
             LOGGER.info("\t└──> at the server: %s", noted.server)
