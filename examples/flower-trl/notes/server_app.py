@@ -15,7 +15,7 @@ def main(grid: Grid, context: Context) -> None:
     """Runs the rounds, prints them, and saves the adapter."""
     config = context.run_config
     model, _ = load_model(str(config["model"]))
-    strategy = FedSRD(checkpoint=config["checkpoint"] or None)  # FedSRD
+    strategy = FedSRD(damping=0.1, checkpoint=config["checkpoint"] or None)  # FedSRD
     result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(get_peft_model_state_dict(model)),

@@ -111,7 +111,7 @@ class FedSRD(Strategy):
         self.options = arguments.checked({name: given[name] for name in arguments.StrategyOptions.model_fields})
         self._names = RecordNames(arrays=arrayrecord_key, config=configrecord_key, weight=weighted_by_key)
         self._store = None if self.options.checkpoint is None else Store(self.options.checkpoint)
-        self._timeout = 3600.0
+        self._timeout, self._simulated = 3600.0, False
         self._federation = ""
         self._job: Job | None = None
         self._engine: FlowerEngine | None = None
@@ -207,7 +207,8 @@ class FedSRD(Strategy):
         server.seeded = False
         # What a method replicates besides the model starts at zero.
         self._begin(server, GlobalState({**config.start().tensors, **tensors}), self._identity(job, table))
-        if (unbound := unbound_names([], options.keys)) and not is_simulation():
+        self._simulated = is_simulation() or type(grid).__name__ == "InMemoryGrid"  # Ray may start after us
+        if (unbound := unbound_names([], options.keys)) and not self._simulated:
             LOGGER.warning(unbound)
         self._engine = FlowerEngine(
             grid,
@@ -274,7 +275,7 @@ class FedSRD(Strategy):
                 f"num_rounds = {num_rounds}: checkpoint = {str(self.options.checkpoint)!r} has {server.version} rounds "
                 "already; expected as many or more, or another folder"
             )
-        if history.settled and server.version < num_rounds and self.method.keeps_client_state and is_simulation():
+        if history.settled and server.version < num_rounds and self.method.keeps_client_state and self._simulated:
             LOGGER.warning("simulated clients keep nothing after a run's end: their error feedback starts anew")
         self._measure(evaluate_fn)
         while server.version < num_rounds:
@@ -309,9 +310,8 @@ class FedSRD(Strategy):
         self._save(rounds.server)
 
     def _result(self) -> Result:
-        rounds, _ = self._ready()
         result = Result()
-        result.arrays = arrays_of(rounds.server.model())
+        result.arrays = arrays_of(self._ready()[0].server.model())
         for number, noted in enumerate(self._history.rounds):
             if number:
                 result.train_metrics_clientapp[number] = MetricRecord(dict(noted.train))
