@@ -149,7 +149,7 @@ def chosen(method: Any, options: Any, named: Mapping[str, Any]) -> dict[str, Any
         shown = f"FedSRD({foreign(name, 100)}={foreign(repr(value), 60)}): unknown argument"
         if name in NOT_OURS:
             raise RecipeError(f"{shown}; here it is {NOT_OURS[name]}")
-        known = [*StrategyOptions.model_fields, "options", "server_optimizer", *fields]
+        known = [*fields, *StrategyOptions.model_fields, "options", "server_optimizer"]
         hint = did_you_mean(name, known, "did you mean {!r}?") or (
             f"expected one of {', '.join(known)} (docs/flower-project.md)"
         )
