@@ -212,3 +212,35 @@ def test_a_client_that_lost_its_state_misses_a_round_where_the_others_are_enough
 
     result = FedSRD(fraction_evaluate=0).start(toy(nudge, tmp_path), start(), num_rounds=3, evaluate_fn=look)
     assert [metrics["num-examples"] for metrics in result.train_metrics_clientapp.values()] == [7, 4, 7]
+
+
+def test_metrics_that_are_no_numbers_are_kept_and_given_again(tmp_path):
+    odd = MetricRecord({"nan": float("nan"), "list": [1.5, float("inf")], "count": 3, "whole": 2.0})
+    for number in (1, 2):
+        strategy = FedSRD(fraction_evaluate=0, checkpoint=tmp_path / "kept")
+        found = strategy.start(toy(nudge, tmp_path), start(), number, evaluate_fn=lambda *_: odd)
+        for metrics in found.evaluate_metrics_serverapp.values():
+            assert repr(dict(metrics)) == repr(dict(odd))
+        assert sorted(found.evaluate_metrics_serverapp) == list(range(number + 1))
+
+
+@pytest.mark.parametrize("said", [0.5, {"loss": "low"}, [1, 2]])
+def test_what_evaluate_fn_gives_wrongly_is_told(said, tmp_path):
+    with pytest.raises(RecipeError, match=r"evaluate_fn gave .*; expected a MetricRecord of numbers, or None"):
+        FedSRD().start(toy(nudge, tmp_path), start(), evaluate_fn=lambda *_: said)
+
+
+def test_a_loop_of_ones_own_goes_on_from_where_it_stopped(tmp_path):
+    def loop(folder, stop):
+        strategy, grid = FedSRD("sparseloco", fraction_evaluate=0, checkpoint=folder / "kept"), toy(nudge, folder)
+        strategy.prepare(grid, start())
+        arrays = start()
+        for number in range(strategy.version + 1, stop + 1):
+            replies = grid.send_and_receive(strategy.configure_train(number, arrays, ConfigRecord(), grid))
+            arrays, _ = strategy.aggregate_train(number, replies)
+        strategy._store.close()
+        return arrays.to_torch_state_dict()
+
+    loop(tmp_path / "torn", 1)
+    torn, calm = loop(tmp_path / "torn", 3), loop(tmp_path / "calm", 3)
+    assert all(torch.equal(tensor, calm[name]) for name, tensor in torn.items())

@@ -1,6 +1,8 @@
 """`flwr run .` on Flower's own simulation (Ray), with the app as a clone has it."""
 
 import json
+import re
+import shutil
 import subprocess
 
 import psutil
@@ -75,3 +77,42 @@ def test_a_masked_simulation_gives_the_states_of_one_process(simulation, tiny_re
     one, other = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("run", "calm"))
     assert {key: one[key] for key in ("digest", "final")} == {key: other[key] for key in ("digest", "final")}
     assert "Traceback" not in output
+
+
+def test_the_trl_example_stopped_and_started_again_ends_in_the_bytes_of_one_process(simulation, tmp_path, monkeypatch):
+    from test_trl_example import EXAMPLE, SETTINGS, run
+
+    app = simulation.home / "notes-app"
+    shutil.copytree(EXAMPLE, app, ignore=shutil.ignore_patterns("__pycache__"))
+    started = subprocess.Popen(
+        flwr_run(tmp_path, "torn"), cwd=app, env=simulation.env, stdout=subprocess.PIPE, text=True
+    )
+    output = ""
+    for line in started.stdout:
+        output += line
+        if "[ROUND 2/4]" in line:
+            break
+    run_id = re.search(r"started run (\d+)", output)[1]
+    subprocess.run(["flwr", "stop", run_id], cwd=app, env=simulation.env, check=True, capture_output=True, timeout=60)
+    started.communicate(timeout=60)
+    done = subprocess.run(
+        flwr_run(tmp_path, "torn"), cwd=app, env=simulation.env, capture_output=True, text=True, timeout=300
+    )
+    assert "Going on after round" in done.stdout, done.stdout + done.stderr
+    assert "round 4: loss" in done.stdout
+    assert not [place for place in (simulation.home / "state").glob("*") if place.name != "audit"]
+    run(
+        EXAMPLE,
+        tmp_path / "state",
+        monkeypatch,
+        rounds=4,
+        steps=SETTINGS["steps"],
+        **{"save-to": str(tmp_path / "calm")},
+    )
+    found = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("torn", "calm")]
+    assert found[0] == found[1]
+
+
+def flwr_run(folder, name):
+    settings = f"rounds=4 checkpoint='{folder / 'kept'}' save-to='{folder / name}'"
+    return ["flwr", "run", ".", "--stream", "--federation-config", "num-supernodes=2", "--run-config", settings]

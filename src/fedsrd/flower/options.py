@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedsrd import methods
+from fedsrd.core.tensors import TensorTable
 from fedsrd.errors import RecipeError
 from fedsrd.explain import explain, refuse_unknown, tables
 from fedsrd.federation.setup import optimizer_of
@@ -149,7 +150,7 @@ def chosen(method: Any, options: Any, named: Mapping[str, Any]) -> dict[str, Any
         shown = f"FedSRD({foreign(name, 100)}={foreign(repr(value), 60)}): unknown argument"
         if name in NOT_OURS:
             raise RecipeError(f"{shown}; here it is {NOT_OURS[name]}")
-        known = [*StrategyOptions.model_fields, "options", "server_optimizer", *fields]
+        known = [*fields, *StrategyOptions.model_fields, "options", "server_optimizer"]
         hint = did_you_mean(name, known, "did you mean {!r}?") or (
             f"expected one of {', '.join(known)} (docs/flower-project.md)"
         )
@@ -196,4 +197,36 @@ def settings(config: ConfigRecord | None, what: str) -> dict[str, Any]:
         values = value if isinstance(value, list) else [value]
         if any(isinstance(one, bytes) for one in values):
             raise RecipeError(f"{what}: {key!r} holds bytes; expected numbers, texts, or lists of them")
+    return found
+
+
+def identity(
+    options: StrategyOptions,
+    method: Method,
+    optimizer: ServerOptimizer | None,
+    train_config: Mapping[str, Any],
+    table: TensorTable,
+) -> dict[str, Any]:
+    """What must be the same when a run goes on, by dotted name: whatever its bytes follow from."""
+    names = {"fraction_train", "min_train_nodes", "min_updates", "weighted_by_key", "weighting", "seed", "wire"}
+    return flat(
+        {
+            "method": {"name": method.name, **method.options.model_dump(mode="json")},
+            "server_optimizer": {} if optimizer is None else optimizer.options.model_dump(mode="json"),
+            **options.model_dump(mode="json", include=names | {"norm_bound", "max_share"}),
+            "train_config": train_config,
+            "initial_arrays": {spec.name: list(spec.shape) for spec in table.specs},
+        }
+    )
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{name}.")
+        else:
+            found[name] = value
     return found

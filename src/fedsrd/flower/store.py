@@ -171,18 +171,15 @@ def _shown(value: Any) -> str:
     return foreign(value if isinstance(value, str) else json.dumps(value), 60)
 
 
-def kept(found: MetricRecord | None) -> Metrics | None:
-    """Flower's metrics as they are kept."""
-    return None if found is None else dict(found)
+def kept(found: Any, where: str) -> Metrics | None:
+    """The metrics that a project's own function gave, as they are kept.
 
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by dotted name."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{name}.")
-        else:
-            found[name] = value
-    return found
+    Raises:
+        RecipeError: they are none of Flower's.
+    """
+    try:
+        return None if found is None else dict(MetricRecord(dict(found)))
+    except (TypeError, ValueError):
+        raise RecipeError(
+            f"{where} gave {foreign(repr(found), 60)}; expected a MetricRecord of numbers, or None"
+        ) from None

@@ -29,7 +29,7 @@ from fedsrd.flower.arrays import arrays_of, tensors_of
 from fedsrd.flower.engine import Evaluated, FlowerEngine
 from fedsrd.flower.records import METRICS, means
 from fedsrd.flower.rounds import StrategyRounds
-from fedsrd.flower.store import History, Noted, Store, flat, kept
+from fedsrd.flower.store import History, Noted, Store, kept
 from fedsrd.flower.watch import LogWatch
 from fedsrd.methods import capabilities
 from fedsrd.recipe import ParticipationSection, WireSection
@@ -111,13 +111,18 @@ class FedSRD(Strategy):
         self.options = arguments.checked({name: given[name] for name in arguments.StrategyOptions.model_fields})
         self._names = RecordNames(arrays=arrayrecord_key, config=configrecord_key, weight=weighted_by_key)
         self._store = None if self.options.checkpoint is None else Store(self.options.checkpoint)
-        self._timeout = 3600.0
+        self._timeout, self._simulated = 3600.0, False
         self._federation = ""
         self._job: Job | None = None
         self._engine: FlowerEngine | None = None
         self._rounds: StrategyRounds | None = None
         self._history = History(options={}, rounds=[])
         self._asked: dict[str, int] = {}
+
+    @property
+    def version(self) -> int:
+        """How many rounds the server's state holds: for a loop of one's own that goes on from a checkpoint."""
+        return self._ready()[0].server.version
 
     def summary(self) -> None:
         """Logs what this is."""
@@ -206,8 +211,10 @@ class FedSRD(Strategy):
         )
         server.seeded = False
         # What a method replicates besides the model starts at zero.
-        self._begin(server, GlobalState({**config.start().tensors, **tensors}), self._identity(job, table))
-        if (unbound := unbound_names([], options.keys)) and not is_simulation():
+        identity = arguments.identity(options, self.method, self._optimizer, job.train_config, table)
+        self._begin(server, GlobalState({**config.start().tensors, **tensors}), identity)
+        self._simulated = is_simulation() or type(grid).__name__ == "InMemoryGrid"  # Ray may start after us
+        if (unbound := unbound_names([], options.keys)) and not self._simulated:
             LOGGER.warning(unbound)
         self._engine = FlowerEngine(
             grid,
@@ -228,21 +235,6 @@ class FedSRD(Strategy):
             seed=options.seed,
             warn=LOGGER.warning,
             options=options,
-        )
-
-    def _identity(self, job: Job, table: TensorTable) -> dict[str, Any]:
-        """What must be the same when a run goes on: whatever its bytes follow from."""
-        options = self.options
-        names = {"fraction_train", "min_train_nodes", "min_updates", "weighted_by_key", "weighting", "seed", "wire"}
-        optimizer = self._optimizer
-        return flat(
-            {
-                "method": {"name": self.method.name, **self.method.options.model_dump(mode="json")},
-                "server_optimizer": {} if optimizer is None else optimizer.options.model_dump(mode="json"),
-                **options.model_dump(mode="json", include=names | {"norm_bound", "max_share"}),
-                "train_config": job.train_config,
-                "initial_arrays": {spec.name: list(spec.shape) for spec in table.specs},
-            }
         )
 
     def _begin(self, server: Server, start: GlobalState, identity: dict[str, Any]) -> None:
@@ -274,7 +266,7 @@ class FedSRD(Strategy):
                 f"num_rounds = {num_rounds}: checkpoint = {str(self.options.checkpoint)!r} has {server.version} rounds "
                 "already; expected as many or more, or another folder"
             )
-        if history.settled and server.version < num_rounds and self.method.keeps_client_state and is_simulation():
+        if history.settled and server.version < num_rounds and self.method.keeps_client_state and self._simulated:
             LOGGER.warning("simulated clients keep nothing after a run's end: their error feedback starts anew")
         self._measure(evaluate_fn)
         while server.version < num_rounds:
@@ -298,19 +290,20 @@ class FedSRD(Strategy):
         if noted.measured:
             return
         if number and (names := rounds.evaluators(number)):
-            noted.clients = kept(self._evaluation_metrics(engine.evaluate(names, number)))
+            down = sum(rounds.server.sync(name).size for name in names)
+            found = self._evaluation_metrics(engine.evaluate(names, number))
+            noted.clients = None if found is None else dict(found)
             rounds.take_reports()
-            LOGGER.info("\t└──> evaluation: %s", noted.clients)
+            LOGGER.info("\t└──> %d bytes down to evaluate: %s", down, noted.clients)
         if evaluate_fn is not None:
-            noted.server = kept(evaluate_fn(number, arrays_of(rounds.server.model())))
+            noted.server = kept(evaluate_fn(number, arrays_of(rounds.server.model())), "evaluate_fn")
             LOGGER.info("\t└──> at the server: %s", noted.server)
         noted.measured = True
         self._save(rounds.server)
 
     def _result(self) -> Result:
-        rounds, _ = self._ready()
         result = Result()
-        result.arrays = arrays_of(rounds.server.model())
+        result.arrays = arrays_of(self._ready()[0].server.model())
         for number, noted in enumerate(self._history.rounds):
             if number:
                 result.train_metrics_clientapp[number] = MetricRecord(dict(noted.train))
@@ -350,7 +343,10 @@ class FedSRD(Strategy):
             return None, None
         for failure in closed.rejected:
             LOGGER.warning("round %d: %s is left out: %s", server_round, failure.client, failure.reason)
-        return arrays_of(rounds.server.model()), self._train_metrics(closed.accepted)
+        metrics = self._train_metrics(closed.accepted)
+        self._history.rounds.append(Noted(train=dict(metrics), measured=True))
+        self._save(rounds.server)
+        return arrays_of(rounds.server.model()), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -380,7 +376,7 @@ class FedSRD(Strategy):
 
     def _evaluation_metrics(self, found: Sequence[Evaluated]) -> MetricRecord | None:
         """The clients' own metrics, weighted by their examples; None where there are none."""
-        return self._together(found, self.options.evaluate_metrics_aggr_fn) if found else None
+        return self._together(found, "evaluate_metrics_aggr_fn") if found else None
 
     def _train_metrics(self, accepted: Iterable[Update]) -> MetricRecord:
         updates = list(accepted)
@@ -388,12 +384,12 @@ class FedSRD(Strategy):
             (update.examples or 0, {**update.metrics, **({} if update.loss is None else {"train_loss": update.loss})})
             for update in updates
         ]
-        found = self._together(told, self.options.train_metrics_aggr_fn)
+        found = self._together(told, "train_metrics_aggr_fn")
         return MetricRecord({**found, "uplink-bytes": sum(len(update.payload) for update in updates)})
 
-    def _together(self, told: Sequence[Evaluated], function: arguments.Aggregate | None) -> MetricRecord:
-        weight = self._names.weight
+    def _together(self, told: Sequence[Evaluated], name: str) -> MetricRecord:
+        weight, function = self._names.weight, getattr(self.options, name)
         if function is None:
             return MetricRecord({**means(told), weight: sum(count for count, _ in told)})
         contents = [RecordDict({METRICS: MetricRecord({**found, weight: count or 1})}) for count, found in told]
-        return MetricRecord(dict(function(contents, weight)))
+        return MetricRecord(kept(function(contents, weight), name) or {})

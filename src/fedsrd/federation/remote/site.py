@@ -122,8 +122,9 @@ def state_of(config: Mapping[str, Any]) -> Path:
 
 def is_simulation() -> bool:
     """Whether this process belongs to Flower's simulation (a Ray worker)."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+    # The module may be there and not yet whole, while another thread imports it.
+    initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return initialized is not None and bool(initialized())
 
 
 def _peers(source: str) -> dict[str, str]:
