@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedsrd import __version__
-from fedsrd.cli import check, compare, data, demo, evaluate, init, inspect, key, plan, recipes, report, run, site
+from fedsrd.cli import chat, check, compare, data, demo, evaluate, init, inspect, key, plan, recipes, report, run, site
 from fedsrd.cli.common import app, fail
 from fedsrd.errors import FedSRDError
 from fedsrd.text import foreign
@@ -17,6 +17,7 @@ from fedsrd.threads import wait_briefly
 
 __all__ = [
     "app",
+    "chat",
     "check",
     "compare",
     "data",

@@ -23,7 +23,7 @@ Plugins = Annotated[
 ]
 
 ORDER = (
-    *("demo", "init", "check", "plan", "run", "compare", "evaluate", "report", "inspect"),
+    *("demo", "init", "check", "plan", "run", "compare", "evaluate", "chat", "merge", "report", "inspect"),
     *("recipes", "data", "key", "site"),
 )
 

@@ -91,6 +91,7 @@ def _run(console: Any, recipe: Any, folder: Any, resume: bool, keep_payloads: bo
         console.print(line, highlight=False, soft_wrap=True)
     for adapter in folder.adapters():
         console.print(f"Adapter: {adapter}  (PeftModel.from_pretrained(base_model, {str(adapter)!r}))", highlight=False)
+    console.print(f"Talk to it: fedsrd chat {folder.path}", highlight=False, soft_wrap=True)
     from fedsrd.report.page.write import report
 
     file = report([folder.path], folder.path / "report.html")

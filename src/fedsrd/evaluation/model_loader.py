@@ -94,7 +94,8 @@ class ModelLoader:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = next((line for line in lines if "mismatch" in line and ":" in line and "shape" in line), lines[0])
             raise EvaluationError(f"{subject.adapter} does not fit {subject.model}: {reason}; {advice}") from None
-        wanted = set(get_peft_model_state_dict(adapted))
+        with quiet_libraries():
+            wanted = set(get_peft_model_state_dict(adapted))
         if wanted != names:
             odd = sorted(wanted ^ names)
             raise EvaluationError(

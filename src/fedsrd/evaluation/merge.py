@@ -1,0 +1,63 @@
+"""An adapter written into its base model: one folder that needs neither FedSRD nor PEFT."""
+
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fedsrd.errors import EvaluationError
+from fedsrd.evaluation.model_loader import ModelLoader
+from fedsrd.evaluation.subjects import Subject
+from fedsrd.packages import Say, silent
+from fedsrd.training.quiet import quiet_libraries
+
+
+def check_place(out: Path) -> None:
+    """Raises EvaluationError where `out` is there and is no empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise EvaluationError(f"{out} is there already; expected a new folder, or an empty one")
+
+
+def merge(subject: Subject, out: Path, dtype: str | None = None, say: Say = silent) -> None:
+    """Writes the merged model as transformers reads it: safetensors, config, tokenizer with its chat template. The sum
+    W0 + (alpha / r) B A is made in float32, then rounded to the dtype. The folder appears whole, or not at all.
+
+    Args:
+        subject: with an adapter.
+        out: a new folder, or an empty one.
+        dtype: "bfloat16", "float16" or "float32"; None for the one that it was trained with.
+        say: told what takes long.
+
+    Raises:
+        EvaluationError: the subject has no adapter, `out` is there already, or cannot be written.
+        ModelError: the base cannot be loaded.
+    """
+    check_place(out)
+    if subject.adapter is None:
+        raise EvaluationError(f"{subject.name} has no adapter, so that there is nothing to merge")
+    if subject.quantization != "none":
+        say(f"The base was in 4 bits ({subject.quantization}) for training; merged into its full weights")
+    loader = ModelLoader("cpu", "float32", say)
+    loaded = loader.load(replace(subject, quantization="none"))
+    say("Merging")
+    merged = loaded.model.merge_and_unload().to(getattr(torch, dtype or subject.dtype or "bfloat16"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise EvaluationError(f"{out}: cannot be made: {error.strerror}; choose another folder") from None
+    try:
+        with quiet_libraries():
+            merged.save_pretrained(scratch)
+            loaded.tokenizer.save_pretrained(scratch)
+        scratch.chmod(0o755)
+        if out.exists():
+            out.rmdir()
+        os.replace(scratch, out)
+    except OSError as error:
+        raise EvaluationError(f"{out}: cannot be written: {error.strerror}; is the disk full?") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
