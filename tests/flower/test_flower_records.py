@@ -1,7 +1,7 @@
 """Messages as Flower records: every one comes back as it went, and what is none of ours is refused with its reason."""
 
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,3 +54,36 @@ def test_names_of_metrics_are_bounded_and_do_nothing():
     many = MetricRecord({"num-examples": 3} | {str(place): 1.0 for place in range(records.MOST_METRICS)})
     with pytest.raises(PayloadError, match="257 metrics; expected at most 256"):
         records.metrics_of(RecordDict({records.METRICS: many}))
+
+
+IN_A_SIMULATION = """<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'ray::ClientAppActor.run() (pid=7)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "/app/client_app.py", line 23, in train
+    message.content["arrays"]
+{own}
+
+The above exception was the direct cause of the following exception:
+
+ray::ClientAppActor.run() (pid=7, ip=1.2.3.4)
+  File "/flwr/ray_actor.py", line 70, in run
+    raise ClientAppException(str(ex)) from ex
+flwr.clientapp.client_app.ClientAppException:
+Exception ClientAppException occurred. Message: 'arrays''>"""
+
+
+@pytest.mark.parametrize(
+    ("own", "reason", "ours"),
+    [
+        ("KeyError: 'arrays'", "KeyError: 'arrays'", False),
+        ("fedsrd.errors.FederationError: it has 1: expected 2", "it has 1: expected 2", True),
+        ("ValueError: one\n\nDuring handling, another:\n\nmine.OddError: two", "OddError: two", False),
+        ("nothing that looks like one", None, False),
+    ],
+)
+def test_an_error_of_a_simulation_says_what_the_client_raised(own, reason, ours):
+    reply = Message(Error(2, IN_A_SIMULATION.format(own=own)), reply_to=Message(RecordDict(), 1, "train"))
+    if reason is not None:
+        assert records.reason_of(reply) == reason
+    assert records.is_ours(reply) == ours
+    plain = Message(Error(2, "<class 'KeyError'>:<''arrays''>"), reply_to=Message(RecordDict(), 1, "train"))
+    assert (records.reason_of(plain), records.is_ours(plain)) == ("KeyError: 'arrays'", False)

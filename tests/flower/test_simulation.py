@@ -116,3 +116,19 @@ def test_the_trl_example_stopped_and_started_again_ends_in_the_bytes_of_one_proc
 def flwr_run(folder, name):
     settings = f"rounds=4 checkpoint='{folder / 'kept'}' save-to='{folder / name}'"
     return ["flwr", "run", ".", "--stream", "--federation-config", "num-supernodes=2", "--run-config", settings]
+
+
+def test_in_a_simulation_too_a_client_without_the_mod_is_told_in_a_line(simulation, tmp_path):
+    from test_trl_example import EXAMPLE
+
+    app = simulation.home / "notes-app"
+    shutil.copytree(EXAMPLE, app, ignore=shutil.ignore_patterns("__pycache__"))
+    file = app / "notes" / "client_app.py"
+    file.write_text(file.read_text().replace("mods=[fedsrd_mod]", ""))
+    done = subprocess.run(
+        flwr_run(tmp_path, "none"), cwd=app, env=simulation.env, capture_output=True, text=True, timeout=300
+    )
+    reason = (
+        r"FederationError: 0 of at least 2 clients can take part .*: KeyError: 'arrays' \(does its ClientApp have mods"
+    )
+    assert re.search(reason, done.stdout), done.stdout + done.stderr

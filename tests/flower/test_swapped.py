@@ -69,7 +69,7 @@ def trained(change):
     [
         (
             lambda s: {n.replace("model.a.", "model.c."): t for n, t in s.items()},
-            "in name: they have 'base_model.model.c.lora_A.weight', which the server's adapter lacks and lack "
+            "in name: they have 'base_model.model.c.lora_A.weight', which the server's adapter lacks, and lack "
             "'base_model.model.a.lora_A.weight' .2 more names differ.; expected one model and one LoraConfig",
         ),
         (lambda s: without(s, "b."), "in name: they lack 'base_model.model.b.lora_A.weight' .1 more names differ."),

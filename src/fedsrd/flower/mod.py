@@ -187,7 +187,7 @@ def _check_same(found: Tensors, expected: Tensors) -> None:
         lacks = [f"lack {missing[0]!r}"] if missing else []
         more = len(unknown) + len(missing) - len(has) - len(lacks)
         raise FederationError(
-            f"{where} differ from the adapter's in name: they {' and '.join(has + lacks)}"
+            f"{where} differ from the adapter's in name: they {', and '.join(has + lacks)}"
             f"{f' ({more} more names differ)' if more else ''}{same}"
         )
     for name, tensor in found.items():

@@ -120,19 +120,30 @@ def means(found: Sequence[tuple[int, Mapping[str, Metric]]]) -> dict[str, Metric
 
 
 def reason_of(reply: Message) -> str:
-    """What an error reply says, without Python's wrapping."""
+    """What an error reply says, without Python's wrapping, nor that of Flower's simulation."""
     reason = reply.error.reason or f"Flower's error {reply.error.code}"
-    match = re.fullmatch(r"<class '(?P<kind>[\w.]+)'>:<'(?P<text>.*)'>", reason, re.DOTALL)
-    if match is None:
+    kind, text = _raised(reason)
+    if not kind:
         return foreign(reason)
-    return foreign(match["text"] if is_ours(reply) else f"{match['kind'].rpartition('.')[2]}: {match['text']}")
+    return foreign(text if kind.startswith("fedsrd.") else f"{kind.rpartition('.')[2]}: {text}")
 
 
 def is_ours(reply: Message) -> bool:
     """Whether a reply, or an error, was made by FedSRD at the other end."""
     if reply.has_error():
-        return (reply.error.reason or "").startswith("<class 'fedsrd.")
+        return _raised(reply.error.reason or "")[0].startswith("fedsrd.")
     return HEADER in reply.content.config_records
+
+
+def _raised(reason: str) -> tuple[str, str]:
+    """The class and the text of the exception that an error reply tells of; "" where it tells of none."""
+    if reason.startswith("<class 'ray."):
+        # A traceback as text: the client's own exception stands last before Flower's, which it led to.
+        own = reason.rpartition("\n\nThe above exception was the direct cause of")[0]
+        for found in list(re.finditer(r"^([A-Za-z_][\w.]{0,200}): ", own, re.MULTILINE))[-1:]:
+            return found[1], own[found.end() :]
+    match = re.fullmatch(r"<class '(?P<kind>[\w.]+)'>:<'(?P<text>.*)'>", reason, re.DOTALL)
+    return ("", "") if match is None else (match["kind"], match["text"])
 
 
 def respond(message: Message, context: Context, runtime: remote.ClientRuntime) -> Message:
