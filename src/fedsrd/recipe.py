@@ -242,6 +242,8 @@ class Recipe(_Section):
                     "model.gradient_checkpointing = true with [privacy.examples]: gradients by example are wrong "
                     "then; expected false, and a smaller batch_size"
                 )
+        if self.training.warmup and self.training.warmup >= self.rounds:
+            raise ValueError(f"training.warmup = {self.training.warmup}: expected fewer than rounds = {self.rounds}")
         if self.participation.minimum > len(self.clients):
             raise ValueError(
                 f"participation.minimum = {self.participation.minimum}: there are {len(self.clients)} clients"

@@ -240,3 +240,17 @@ def test_a_changed_base_computes_what_its_merged_adapter_says_and_goes_back(tiny
     torch.testing.assert_close(logits(loaded), changed, rtol=1e-4, atol=1e-5)
     adapted.set_tensors(tensors)
     assert torch.equal(logits(adapted.model), plain)
+
+
+def test_a_step_goes_by_the_schedules_rate(adapted, table):
+    start = initial_tensors(table, 0)
+    options = OPTIONS.model_copy(update={"steps": 1, "schedule": "linear"})
+    half = OPTIONS.model_copy(update={"steps": 1, "learning_rate": OPTIONS.learning_rate / 2})
+
+    def moved(trainer, number):
+        found = trainer.train(everything(start), number, lambda *_: None).tensors
+        return {name: found[name] for name in start}
+
+    scheduled = moved(LocalTrainer(adapted, EXAMPLES, options, "c", 0, rounds=2), 2)
+    plain = moved(LocalTrainer(adapted, EXAMPLES, half, "c", 0, rounds=2), 2)
+    assert all(torch.equal(scheduled[name], plain[name]) for name in start)

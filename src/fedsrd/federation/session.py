@@ -142,14 +142,14 @@ class Session:
         rate = private.sampling_rate(recipe.training, max(len(examples), 1))
         terms = agreed(asked, whose.site, rate, recipe.rounds * recipe.training.steps)
         if terms is None:
-            return LocalTrainer(self.adapted, examples, recipe.training, name, recipe.seed)
+            return LocalTrainer(self.adapted, examples, recipe.training, name, recipe.seed, recipe.rounds)
         if self._privacy is None:
             raise ValueError("differential privacy of examples needs a place for its ledgers")
         folder = whose.folder(name)
         ledger = Ledger(folder, whose.run, terms.delta, run_epsilon=terms.run_epsilon, limits=whose.site)
         self.observer.say(f"{name}: {ledger.standing(terms.noise_multiplier, rate)}")
         how = private.Privacy(terms.noise_multiplier, terms.clip, whose.secret(folder), ledger, terms.tell_loss)
-        return private.PrivateTrainer(self.adapted, examples, recipe.training, name, recipe.seed, how)
+        return private.PrivateTrainer(self.adapted, examples, recipe.training, name, recipe.seed, how, recipe.rounds)
 
     def evaluates(self, round_number: int) -> bool:
         """Whether quality is measured after this round (0: before the first)."""

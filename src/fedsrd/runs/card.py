@@ -8,6 +8,7 @@ from fedsrd.places import is_public, shown
 from fedsrd.recipe import DataSection, Recipe
 from fedsrd.runs.promise import sentences
 from fedsrd.runs.records import Summary
+from fedsrd.training.options import TrainingOptions
 
 _EMBEDDED = {"embedded:smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 """Where an embedded model is from, and its licence."""
@@ -97,6 +98,14 @@ def _data(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
+def _schedule(training: TrainingOptions) -> str:
+    found = [training.schedule + (f" over the rounds after {training.warmup} of warm-up" if training.warmup else "")]
+    if training.round_schedule != "constant" or training.round_warmup:
+        warmup = f" after {training.round_warmup} steps of warm-up" if training.round_warmup else ""
+        found.append(f"{training.round_schedule} within a round{warmup}")
+    return " and ".join(found)
+
+
 def _training(recipe: Recipe, summary: Summary) -> str:
     training, lora = recipe.training, recipe.lora
     options = ", ".join(f"{key} {value}" for key, value in recipe.method.items() if key != "name")
@@ -109,7 +118,7 @@ def _training(recipe: Recipe, summary: Summary) -> str:
             f"- method `{recipe.method['name']}`" + (f" ({options})" if options else ""),
             f"- {summary.rounds} rounds of {training.steps} steps a client, {training.batch_size} x "
             f"{training.accumulation} sequences of at most {training.max_length} tokens",
-            f"- AdamW, learning rate {training.learning_rate:g}, constant, fresh each round; prompt style "
+            f"- AdamW, learning rate {training.learning_rate:g}, {_schedule(training)}, fresh each round; prompt style "
             f"`{training.prompt}`; loss on the response only",
             f"- LoRA: rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {adapted}: "
             f"{summary.parameters:,} parameters",

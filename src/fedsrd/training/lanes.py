@@ -33,11 +33,15 @@ def can_train_together(trainers: Sequence[object], plans: Sequence[LocalPlan]) -
     if len(trainers) < 2 or type(first) is not LocalTrainer or first.options.packing or first.adapted.has_dropout:
         return False
     alike = (
-        type(trainer) is LocalTrainer and trainer.adapted is first.adapted and trainer.options == first.options
+        type(trainer) is LocalTrainer and trainer.adapted is first.adapted and _same(trainer, first)
         for trainer in trainers
     )
     whole = plans[0].start.keys() == set(first.adapted.names)
     return whole and all(alike) and all(_fits(plan, plans[0]) for plan in plans[1:])
+
+
+def _same(trainer: LocalTrainer, first: LocalTrainer) -> bool:
+    return trainer.options == first.options and trainer.rounds == first.rounds
 
 
 def _fits(plan: LocalPlan, first: LocalPlan) -> bool:
@@ -94,6 +98,7 @@ def train_together(
                 # The gradient of the proximal term, exactly.
                 trained.gradients.add_((trained.values.detach() - anchor) * proximal)
             clip(trained.gradients, options.max_grad_norm)
+            first.set_rate(optimizer, round_number, step)
             optimizer.step()
             trained.gradients.zero_()
             # The only time in a step that the CPU waits for the device.

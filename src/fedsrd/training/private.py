@@ -100,8 +100,9 @@ class PrivateTrainer(LocalTrainer):
         client: str,
         seed: int,
         privacy: Privacy,
+        rounds: int = 1,
     ) -> None:
-        super().__init__(adapted, examples, options, client, seed)
+        super().__init__(adapted, examples, options, client, seed, rounds)
         checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in adapted.model.modules())
         refuse_unfit(options, gradient_checkpointing=checkpointing)
         self.privacy = privacy
@@ -143,6 +144,7 @@ class PrivateTrainer(LocalTrainer):
             optimizer = _optimizer(adamw, privacy, self.rate * self.count)
             for step in range(options.steps):
                 where = derived(privacy.secret, "step", context, step, digest(named))
+                self.set_rate(adamw, round_number, step)
                 losses = self._step(optimizer, named, where, shaped)
                 total += sum(losses)
                 counted += len(losses)
@@ -181,7 +183,7 @@ class PrivateTrainer(LocalTrainer):
             digest(plan.start, plan.base_delta),
             "\n".join(plan.trained),
             repr(plan.proximal),
-            self.options.model_dump_json(),
+            self.options.fingerprint(),
             repr((privacy.noise_multiplier, privacy.clip, self.rate)),
             _data_digest(self.examples),
             base_digest(self.adapted.model),

@@ -42,10 +42,18 @@ class Trained:
 
 
 class LocalTrainer:
-    """One client's examples and how it trains on them; the model is lent by whoever runs it."""
+    """One client's examples and how it trains on them; the model is lent by whoever runs it. `rounds` is how many the
+    federation has, for a schedule.
+    """
 
     def __init__(
-        self, adapted: AdaptedModel, examples: Sequence[Encoded], options: TrainingOptions, client: str, seed: int
+        self,
+        adapted: AdaptedModel,
+        examples: Sequence[Encoded],
+        options: TrainingOptions,
+        client: str,
+        seed: int,
+        rounds: int = 1,
     ) -> None:
         if not examples:
             raise ValueError(f"client {client} has no examples")
@@ -54,11 +62,17 @@ class LocalTrainer:
         self.options = options
         self.client = client
         self.seed = seed
+        self.rounds = rounds
 
     @property
     def count(self) -> int:
         """Number of training examples."""
         return len(self.examples)
+
+    def set_rate(self, optimizer: torch.optim.Optimizer, round_number: int, step: int) -> None:
+        """Gives an optimizer the learning rate of a step (from 0)."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.options.rate(round_number, self.rounds, step)
 
     def examples_of(self, round_number: int, wanted: int) -> list[Encoded]:
         """The examples of one round, in order."""
@@ -107,6 +121,7 @@ class LocalTrainer:
                     if parameter.grad is not None:
                         parameter.grad.add_(parameter.detach() - anchor, alpha=plan.proximal)
                 torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
+                self.set_rate(optimizer, round_number, step)
                 optimizer.step()
                 optimizer.zero_grad()
                 total += loss
@@ -136,7 +151,7 @@ class PooledTrainer(LocalTrainer):
         first = trainers[0]
         options = first.options.model_copy(update={"steps": first.options.steps * len(trainers)})
         together = [example for trainer in trainers for example in trainer.examples]
-        super().__init__(first.adapted, together, options, name, first.seed)
+        super().__init__(first.adapted, together, options, name, first.seed, first.rounds)
         self.trainers = trainers
 
     def examples_of(self, round_number: int, wanted: int) -> list[Encoded]:
