@@ -99,3 +99,39 @@ def test_a_template_that_takes_no_system_turn_is_told(tokenizer):
     with pytest.raises(DataError, match=r"refuses a conversation \(system, user\): no system role"):
         format_prompt(example, "chat", strict)
     assert format_prompt(example, "plain", strict) == "system: a\n\nuser: b\n"
+
+
+def test_trls_trainer_makes_the_same_tokens_and_labels(tiny_model, tokenizer, tmp_path):
+    """Of conversations with its loss on the assistant's turns, and of a question with its answer."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset, disable_progress_bars
+    from transformers import AutoModelForCausalLM
+
+    disable_progress_bars()
+    marked = copy.deepcopy(tokenizer)
+    marked.chat_template, marked.eos_token = MARKED, "<|im_end|>"
+    turns = [{"role": "system", "content": "be kind"}]
+    for asked, answered in (("hi", "hello there"), ("and now", "bye"), ("so", "so it is")):
+        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    how = {"output_dir": str(tmp_path), "max_length": None, "report_to": [], "use_cpu": True, "bf16": False}
+
+    def theirs(row, **more):
+        trainer = trl.SFTTrainer(
+            model, args=trl.SFTConfig(**how, **more), train_dataset=Dataset.from_list([row]), processing_class=marked
+        )
+        batch = trainer.data_collator([trainer.train_dataset[0]])
+        return batch["input_ids"][0].tolist(), [int(label != -100) for label in batch["labels"][0].tolist()]
+
+    ids, wanted = theirs({"messages": turns}, assistant_only_loss=True)
+    trained = [0] * len(ids)
+    for example in Form({"messages": "m"}).examples({"m": turns}):
+        encoded = encode(example, "chat", marked, 10_000)
+        together = [*encoded.prompt, *encoded.response]
+        assert together == ids[: len(together)]
+        trained[len(encoded.prompt) : len(together)] = [1] * len(encoded.response)
+    assert trained == wanted
+    ids, wanted = theirs({"prompt": turns[1:2], "completion": turns[2:3]})
+    encoded = encode(Example("hi", "hello there"), "chat", marked, 10_000)
+    assert ids == [*encoded.prompt, *encoded.response]
+    assert wanted == [0] * len(encoded.prompt) + [1] * len(encoded.response)
