@@ -50,8 +50,10 @@ def test_the_base_answers_as_without_the_adapter(subject, tiny_model):
 def test_a_conversation_goes_on_until_it_is_reset_and_a_seed_repeats_it(subject):
     loaded = ModelLoader("cpu").load(subject)
     talk = chat.Chat(loaded, "chat", [chat.ADAPTED], most=8, system="be kind")
-    first, second = talk.ask("hello"), talk.ask("hello")
-    assert first != second
+    first = talk.ask("hello")
+    talk.ask("and now")
+    said = [role for role, _ in talk.turns[chat.ADAPTED]]
+    assert said == ["system", "user", "assistant", "user", "assistant"]
     talk.reset()
     assert talk.ask("hello") == first
     state = torch.get_rng_state()

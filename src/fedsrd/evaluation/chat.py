@@ -24,6 +24,10 @@ class Chat:
         most: new tokens of an answer.
         temperature: 0 for the likeliest token each time.
         seed: of the drawing, where the temperature is more.
+
+    Attributes:
+        names: who answers.
+        turns: what was said so far, to each of them: pairs of role and text.
     """
 
     def __init__(
@@ -46,19 +50,19 @@ class Chat:
 
     def reset(self) -> None:
         """Forgets what was said."""
-        self._turns = dict.fromkeys(self.names, self._first)
+        self.turns = dict.fromkeys(self.names, self._first)
 
     def ask(self, question: str) -> dict[str, str]:
         """Everybody's answer, by name. Raises DataError where the chat template refuses it."""
         self._asked += 1
         answers = {name: self._answer(name, question) for name in self.names}
         for name, answer in answers.items():
-            self._turns[name] = (*self._turns[name], ("user", question), ("assistant", answer))
+            self.turns[name] = (*self.turns[name], ("user", question), ("assistant", answer))
         return answers
 
     def _answer(self, name: str, question: str) -> str:
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
-        history = self._turns[name] if self._style == "chat" else ()
+        history = self.turns[name] if self._style == "chat" else ()
         ids = prompt_ids(Example(question, "", turns=(*history, ("user", question))), self._style, tokenizer)
         asked = torch.tensor([ids], device=self._loaded.device)
         how: dict[str, Any] = {"do_sample": False}
