@@ -165,7 +165,7 @@ def test_a_full_disk_ends_the_run_and_the_round_before_is_kept(tmp_path, monkeyp
         return real(*args, **kwargs)
 
     real = WRITE
-    monkeypatch.setattr("test_checkpoint.WRITE", full)
+    monkeypatch.setattr("test_kept.WRITE", full)
     with pytest.raises(FederationError, match=r"cannot be written: No space left on device; the round before is kept"):
         serve(tmp_path / "torn", Phases(), monkeypatch=monkeypatch)
     same(serve(tmp_path / "torn", Phases(), monkeypatch=monkeypatch), calm)
