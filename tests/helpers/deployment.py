@@ -49,9 +49,8 @@ class Deployment:
         (home / "app").mkdir()
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(REPOSITORY / name, home / "app" / name)
-        for name in ("src", "recipes"):
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(REPOSITORY / name, home / "app" / name, ignore=ignored)
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / "src", home / "app" / "src", ignore=ignored)
         for folder in (self.server, *(self.folder(site) for site in sites)):
             folder.mkdir(parents=True)
         self.everywhere = block("sh", "everywhere")
