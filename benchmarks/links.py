@@ -82,8 +82,7 @@ def federation(method: str, values: str, rounds: int, home: Path) -> tuple[list[
     app.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, app / name)
-    for name in ("src", "recipes"):
-        shutil.copytree(REPOSITORY / name, app / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "src", app / "src", ignore=shutil.ignore_patterns("__pycache__"))
     started = []
 
     def start(*command: str) -> None:
