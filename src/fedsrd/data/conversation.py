@@ -1,8 +1,9 @@
 """Conversations as people have them: OpenAI's "messages" and ShareGPT's "conversations", one example an answer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from fedsrd.data.cells import UnfitError, kind, text
 from fedsrd.data.examples import Example
 
 COLUMNS = ("messages", "conversations")
@@ -21,43 +22,40 @@ _ROLES = {
     "function": "tool",
     "observation": "tool",
 }
-Text = Callable[[Any, str], str]
 
 
-def examples(turns: Any, tools: Any, column: str, text: Text, unfit: type[Exception], kind: Any) -> list[Example]:
+def examples(turns: Any, tools: Any, column: str) -> list[Example]:
     """One example for each turn of the assistant that answers something, with all turns before it as its prompt.
 
     Args:
         turns: a list of {"role", "content"}, or of ShareGPT's {"from", "value"}.
         tools: a list for the chat template, or None.
         column: where they are from, for messages.
-        text: a value as text, or an error that names the column.
-        unfit: raised, with why, where they are no conversation.
-        kind: what a value is, in words.
+
+    Raises:
+        UnfitError: they are no conversation.
     """
     if not isinstance(turns, list):
-        raise unfit(f"{column!r} is {kind(turns)}; expected a list of turns")
-    said = [_turn(turn, f"{column}.{place}", place, column, text, unfit, kind) for place, turn in enumerate(turns)]
+        raise UnfitError(f"{column!r} is {kind(turns)}; expected a list of turns")
+    said = [_turn(turn, f"{column}.{place}", place, column) for place, turn in enumerate(turns)]
     if tools is not None and not isinstance(tools, list):
-        raise unfit(f"{TOOLS!r} is {kind(tools)}; expected a list, or nothing")
+        raise UnfitError(f"{TOOLS!r} is {kind(tools)}; expected a list, or nothing")
     places = [place for place, (role, _) in enumerate(said) if place and role == "assistant"]
     if not places:
-        raise unfit(f"{column!r} has no turn of an assistant that answers another")
+        raise UnfitError(f"{column!r} has no turn of an assistant that answers another")
     return [_example(said[:place], said[place][1], tools) for place in places]
 
 
-def _turn(
-    turn: Any, where: str, place: int, column: str, text: Text, unfit: type[Exception], kind: Any
-) -> tuple[str, str]:
+def _turn(turn: Any, where: str, place: int, column: str) -> tuple[str, str]:
     if not isinstance(turn, Mapping):
-        raise unfit(f"{column!r}, turn {place}, is {kind(turn)}; expected role and content")
+        raise UnfitError(f"{column!r}, turn {place}, is {kind(turn)}; expected role and content")
     names = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
     given = text(turn.get(names[0]), f"{where}.{names[0]}")
     role = _ROLES.get(given.strip().lower())
     if role is None:
-        raise unfit(f"{where}.{names[0]!r} is no role that is known; expected {', '.join(_ROLES)}")
+        raise UnfitError(f"{where}.{names[0]!r} is no role that is known; expected {', '.join(_ROLES)}")
     if turn.get("tool_calls"):
-        raise unfit(
+        raise UnfitError(
             f"{where} calls tools (tool_calls); templates write these in many ways, so expected the call as the "
             "turn's text, as the model is to write it"
         )

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fedsrd import hub
+from fedsrd.data.cells import UnfitError
 from fedsrd.data.examples import Example
 from fedsrd.data.readers import READERS, Row, check_columns, columns_of, read_file, reason_of
-from fedsrd.data.rows import Form, UnfitError
+from fedsrd.data.rows import Form
 from fedsrd.errors import DataError
 
 _BESIDE = ("", ".md", ".txt")

@@ -31,6 +31,11 @@ class Encoded:
     response: list[int]
 
 
+def style_of(tokenizer: Any) -> Style:
+    """The style where nobody has said one: the tokenizer's chat template, or Alpaca's where it has none."""
+    return "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"
+
+
 def format_prompt(asked: str | Example, style: Style, tokenizer: Any) -> str:
     """The text before the response.
 

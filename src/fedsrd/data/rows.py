@@ -6,15 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fedsrd.data import conversation
+from fedsrd.data import cells, conversation
 from fedsrd.data.examples import Example
 from fedsrd.errors import DataError
 
 ROLES = ("instruction", "input", "response", "messages")
-
-
-class UnfitError(Exception):
-    """Why a row is no example. Names columns, never contents."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +86,18 @@ class Form:
         if "messages" not in self.columns:
             return [self._example(row)]
         column, tools = self.columns["messages"], row.get(conversation.TOOLS)
-        return conversation.examples(row[column], tools, column, _text, UnfitError, _kind)
+        return conversation.examples(row[column], tools, column)
 
     def _example(self, row: Mapping[str, Any]) -> Example:
-        response = _text(row[self._column("response")], self._column("response"))
+        response = cells.text(row[self._column("response")], self._column("response"))
         if self.template is not None:
             whole = "".join(text + ("" if name is None else _filled(row[name])) for text, name in self._parts)
-            return Example(_text(whole, "the filled template"), response)
-        instruction = _text(row[self._column("instruction")], self._column("instruction"))
+            return Example(cells.text(whole, "the filled template"), response)
+        instruction = cells.text(row[self._column("instruction")], self._column("instruction"))
         more = next((row.get(column) for column in self._more), None)
         if more is None or (isinstance(more, str) and not more.strip()):
             return Example(instruction, response)
-        return Example(f"{instruction}\n\n{_text(more, self._column('input'))}", response)
+        return Example(f"{instruction}\n\n{cells.text(more, self._column('input'))}", response)
 
     @property
     def _more(self) -> tuple[str, ...]:
@@ -124,21 +120,3 @@ class Form:
 def _filled(value: Any) -> str:
     """A value in a template: a null is empty; numbers, lists and tables are written as Python writes them."""
     return "" if value is None else str(value)
-
-
-def _text(value: Any, column: str) -> str:
-    if not isinstance(value, str):
-        raise UnfitError(f"{column!r} is {_kind(value)}; expected text")
-    if not value.strip():
-        raise UnfitError(f"{column!r} is blank; expected text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UnfitError(f"{column!r} has half a character (a lone surrogate); expected text") from None
-    return value
-
-
-def _kind(value: Any) -> str:
-    kinds = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text"}
-    kinds |= {list: "a list", dict: "an object"}
-    return kinds.get(type(value), f"of type {type(value).__name__}")

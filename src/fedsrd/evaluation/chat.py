@@ -2,12 +2,12 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from fedsrd.data.examples import Example
 from fedsrd.data.prompt import Style, prompt_ids
+from fedsrd.evaluation import exact
 from fedsrd.evaluation.model_loader import LoadedModel
 
 BASE, ADAPTED = "base model", "adapter"
@@ -64,19 +64,10 @@ class Chat:
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
         history = self.turns[name] if self._style == "chat" else ()
         ids = prompt_ids(Example(question, "", turns=(*history, ("user", question))), self._style, tokenizer)
-        asked = torch.tensor([ids], device=self._loaded.device)
-        how: dict[str, Any] = {"do_sample": False}
-        if self._temperature > 0:
-            how = {"do_sample": True, "temperature": self._temperature, "top_k": 0}
         bare = (
             model.disable_adapter() if name == BASE and hasattr(model, "disable_adapter") else contextlib.nullcontext()
         )
         devices = [self._loaded.device] if self._loaded.device.type == "cuda" else []
-        with bare, torch.inference_mode(), torch.random.fork_rng(devices=devices):
+        with bare, torch.random.fork_rng(devices=devices):
             torch.manual_seed(self._seed + self._asked)
-            pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-            mask = torch.ones_like(asked)
-            out = model.generate(
-                input_ids=asked, attention_mask=mask, max_new_tokens=self._most, pad_token_id=pad, **how
-            )
-        return str(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)).strip()
+            return exact.generate(self._loaded, [ids], self._most, 1, self._temperature)[0].strip()

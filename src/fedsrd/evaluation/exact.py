@@ -1,9 +1,10 @@
-"""Exact match on answers that are generated, greedily: the numbers after "Answer:", else the last ones."""
+"""Answers that are generated, and exact match on them: the numbers after "Answer:", else the last ones."""
 
 import contextlib
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import torch
 
@@ -14,15 +15,21 @@ _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
 _ANSWER = re.compile(r"answer\s*(?:is)?\s*[:=]?\s*", re.IGNORECASE)
 
 
-def generate(lent: Lent, prompts: Sequence[Sequence[int]], most: int, batch_size: int) -> list[str]:
-    """Each prompt's greedy continuation, as text.
+def generate(
+    lent: Lent, prompts: Sequence[Sequence[int]], most: int, batch_size: int, temperature: float = 0.0
+) -> list[str]:
+    """Each prompt's continuation, as text.
 
     Args:
         lent: the model; it is left in evaluation mode.
         prompts: token ids.
         most: new tokens.
         batch_size: sequences a batch.
+        temperature: 0 for the likeliest token each time; else tokens are drawn, from torch's own generator.
     """
+    how: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0}
     tokenizer = lent.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place))
@@ -36,8 +43,8 @@ def generate(lent: Lent, prompts: Sequence[Sequence[int]], most: int, batch_size
                 input_ids=ids.to(lent.device),
                 attention_mask=mask.to(lent.device),
                 max_new_tokens=most,
-                do_sample=False,
                 pad_token_id=pad,
+                **how,
             )
         for row, place in enumerate(places):
             found[place] = tokenizer.decode(out[row, ids.shape[1] :], skip_special_tokens=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedsrd.data.prompt import style_of
 from fedsrd.evaluation import embedded, harness
 from fedsrd.evaluation.answers import Answers
 from fedsrd.evaluation.local_files import Files
@@ -67,7 +68,7 @@ class EmbeddedRunner:
         """Runs measurements; none takes long enough to keep answers."""
         style: Any = self.prompt or prompt
         if style is None:
-            style = "chat" if getattr(loaded.tokenizer, "chat_template", None) else "alpaca"
+            style = style_of(loaded.tokenizer)
             self.say(f"Prompt style: {style} (choose another with --prompt)")
         setting = embedded.Setting(style, self.max_length, self.batch_size, self.limit)
 

@@ -33,15 +33,21 @@ def tensors_of(initial_arrays: Any) -> dict[str, Tensor]:
     if strange := sorted(adapter_tensors(tensors).keys() ^ state.keys()):
         raise ModelError(f"initial_arrays: {foreign(strange[0], 100)!r} is not under PEFT's name for it; {HOW}")
     for name, tensor in state.items():
-        if tensor.dtype != torch.float32:
-            raise ModelError(
-                f"initial_arrays: {foreign(name, 100)!r} is {str(tensor.dtype).removeprefix('torch.')}; expected "
-                "float32, because a step of training is often smaller than what half precision can add: keep the "
-                "adapter's parameters in float32 (the frozen base may have any type)"
-            )
+        if wrong := not_float32(tensor):
+            raise ModelError(f"initial_arrays: {foreign(name, 100)!r} {wrong}")
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"initial_arrays: {foreign(name, 100)!r} holds NaN or infinity; expected numbers")
     return tensors
+
+
+def not_float32(tensor: Tensor) -> str:
+    """What is wrong with a tensor's type, to be put behind its name; "" for float32."""
+    if tensor.dtype == torch.float32:
+        return ""
+    return (
+        f"is {str(tensor.dtype).removeprefix('torch.')}; expected float32, because a step of training is often smaller "
+        "than what half precision can add: keep the adapter's parameters in float32 (the frozen base may have any type)"
+    )
 
 
 def arrays_of(tensors: Tensors) -> ArrayRecord:

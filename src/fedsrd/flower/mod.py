@@ -28,6 +28,7 @@ from fedsrd.federation.remote.header import Job
 from fedsrd.federation.remote.replica import Replica
 from fedsrd.federation.remote.site import Site
 from fedsrd.federation.setup import method_of
+from fedsrd.flower.arrays import not_float32
 from fedsrd.flower.records import HEADER, respond
 from fedsrd.methods import capabilities
 from fedsrd.training.models import adapter_tensors, tensors_of_adapter
@@ -196,9 +197,5 @@ def _check_same(found: Tensors, expected: Tensors) -> None:
                 f"{where} differ from the adapter's in shape: {name!r} is {tuple(tensor.shape)}, "
                 f"{tuple(expected[name].shape)} at the server{same}"
             )
-        if tensor.dtype != torch.float32:
-            raise FederationError(
-                f"{where}: {name!r} is {str(tensor.dtype).removeprefix('torch.')}; expected float32, because a step of "
-                "training is often smaller than what half precision can add: keep the adapter's parameters in float32 "
-                "(the frozen base may have any type)"
-            )
+        if wrong := not_float32(tensor):
+            raise FederationError(f"{where}: {name!r} {wrong}")

@@ -8,7 +8,9 @@ from typing import Any
 
 import tomli_w
 
-from fedsrd.data.rows import Form, UnfitError
+from fedsrd.data import conversation
+from fedsrd.data.cells import UnfitError
+from fedsrd.data.rows import Form
 from fedsrd.planning import memory
 from fedsrd.planning.architecture import Architecture
 
@@ -26,7 +28,7 @@ PAIRS = (
     ("source", "target"),
 )
 """Names of columns that are known to be an instruction and its response; the first that fits is taken."""
-TURNS = ("messages", "conversations", "conversation")
+TURNS = (*conversation.COLUMNS, "conversation")
 """Names of columns that are known to be conversations."""
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 """Tokens of a sequence that are proposed: the first that 95 % of the examples fit in."""

@@ -9,6 +9,7 @@ from fedsrd import methods, wire
 from fedsrd.core import lora
 from fedsrd.core.tensors import TensorTable
 from fedsrd.federation.sampling import share
+from fedsrd.federation.setup import noise_of
 from fedsrd.federation.sums import Form
 from fedsrd.methods import Method, RoundContext
 from fedsrd.planning import architecture, forecast, payloads
@@ -179,10 +180,9 @@ def _sum_bytes(recipe: Recipe, method: Method, table: TensorTable, clients: int)
     options = recipe.summed
     if options is None:
         raise ValueError("the recipe adds nothing up")
-    private, secure = recipe.privacy.clients, recipe.privacy.secure_aggregation
-    noise = None if private is None or secure is None else (private, secure.threshold)
     forms = [
-        _Expected.of(method, table, options, RoundContext(number, recipe.seed), clients, noise) for number in (1, 2)
+        _Expected.of(method, table, options, RoundContext(number, recipe.seed), clients, noise_of(recipe))
+        for number in (1, 2)
     ]
     header = len(wire.encode_sum(b"", forms[0].bits, table, 1, 0))
     return header + sum(form.layout.bytes for form in forms) / len(forms), max(form.bits for form in forms)
